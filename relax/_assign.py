@@ -1,0 +1,221 @@
+"""Which rule each layer gets: the first selector that matches, else the default of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from relax import select
+from relax._errors import (
+    RuleError,
+    UnmatchedSelectorError,
+    UnsupportedOperationError,
+    message,
+)
+from relax._graph import Layer
+from relax._jaxpr import CONTROL_FLOW
+from relax._paths import nearest
+from relax.rules import Epsilon, Gradient, Linear, Pass, Rule, Winner
+from relax.rules._base import describe
+from relax.rules.general import unmasked
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """An ordered list of (selector, rule); the first match wins. A pytree: rules are its children.
+
+    Args:
+      entries: pairs of a selector (a glob or a predicate of `relax.select`) and a rule.
+      strict: whether a selector that matches no layer is an error.
+
+    Example:
+      >>> import relax
+      >>> from relax import rules, select
+      >>> relax.Composite(((select.first, rules.Flat()), (select.affine, rules.Epsilon())))
+      Composite(first: Flat(1e-06), affine: Epsilon(1e-06))
+    """
+
+    entries: tuple[tuple[Any, Rule], ...]
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        pairs = []
+        for entry in self.entries:
+            if not (isinstance(entry, tuple) and len(entry) == 2):
+                raise RuleError(f"Composite: expected pairs (selector, rule), got {entry!r}.")
+            selector, rule = entry
+            if not isinstance(rule, Rule):
+                raise RuleError(
+                    f"{selector!r}: {rule!r} is no rule. "
+                    "Rules are instances such as relax.rules.Epsilon()."
+                )
+            if not isinstance(selector, str) and not callable(selector):
+                raise RuleError(f"{selector!r} is no selector: give a glob or a predicate.")
+            pairs.append((selector, rule))
+        object.__setattr__(self, "entries", tuple(pairs))
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return [rule for _, rule in self.entries], (tuple(s for s, _ in self.entries), self.strict)
+
+    @classmethod
+    def tree_unflatten(cls, fixed: Any, rules: Any) -> Composite:
+        composite = object.__new__(cls)  # not __init__: rules may be placeholders
+        object.__setattr__(composite, "entries", tuple(zip(fixed[0], rules, strict=True)))
+        object.__setattr__(composite, "strict", fixed[1])
+        return composite
+
+    def __repr__(self) -> str:
+        pairs = (f"{select.predicate(s).name}: {describe(rule)}" for s, rule in self.entries)
+        return f"Composite({', '.join(pairs)})"
+
+
+def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
+    """One rule for each layer.
+
+    Raises:
+      UnmatchedSelectorError: a selector matches no layer.
+      RuleError: a rule is given to layers of which it can serve none.
+      UnsupportedOperationError: an operation has no default and was given no rule by name.
+    """
+    chosen: list[Rule | None] = [None] * len(layers)
+    if isinstance(rules, Rule):
+        kinds = unmasked(rules).kinds
+        chosen = [rules if layer.kind in kinds and serves(rules, layer) else None for layer in layers]
+    elif callable(rules) and not isinstance(rules, (Composite, Mapping)):
+        chosen = [_called(rules, layer) for layer in layers]
+    else:
+        for selector, rule, strict in _entries(rules):
+            _apply(selector, rule, strict, layers, chosen)
+    return [rule or _default(layer) for rule, layer in zip(chosen, layers, strict=True)]
+
+
+def _entries(rules: Any) -> list[tuple[Any, Rule, bool]]:
+    if isinstance(rules, Composite):
+        return [(selector, rule, rules.strict) for selector, rule in rules.entries]
+    if isinstance(rules, Mapping):
+        return _entries(Composite(tuple(rules.items())))
+    if isinstance(rules, Sequence) and not isinstance(rules, str):
+        entries = []
+        for item in rules:
+            entries += _entries(item if isinstance(item, Composite) else Composite((item,)))
+        return entries
+    hint = f"\n  Did you mean {rules.__name__}()?" if isinstance(rules, type) else ""
+    raise RuleError(
+        f"`rules` must be a rule, a composite, a mapping or list of (selector, rule), or a "
+        f"callable layer -> rule; got {rules!r}.{hint}"
+    )
+
+
+def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
+    rule = rules(layer)
+    if rule is None:
+        return None
+    if not isinstance(rule, Rule):
+        raise RuleError(message(f"`rules` returned {rule!r}, which is no rule", path=layer.label))
+    _require(rule, [layer])
+    return rule
+
+
+def _apply(
+    selector: Any, rule: Rule, strict: bool, layers: Sequence[Layer], chosen: list[Rule | None]
+) -> None:
+    test = select.predicate(selector)
+    matched = [layer for layer in layers if test(layer)]
+    if not matched:
+        if strict:
+            raise UnmatchedSelectorError(_unmatched(test.name, layers))
+        return
+    kinds = unmasked(rule).kinds
+    meant = [layer for layer in matched if layer.kind in kinds and serves(rule, layer)]
+    if not meant:
+        meant = [layer for layer in matched if serves(rule, layer)]
+    if not meant and strict:
+        _require(rule, matched)
+    for layer in meant:
+        if chosen[layer.index] is None:
+            chosen[layer.index] = rule
+
+
+def _unmatched(name: str, layers: Sequence[Layer]) -> str:
+    known = [path for layer in layers for path in (layer.label, layer.weight_path)]
+    close = ", ".join(repr(path) for path in nearest(name.strip("'"), known))
+    return message(
+        f"The selector {name} matches no layer",
+        remedy=f"Nearest: {close or 'none, the function has no layers'}. "
+        "All of them: print(relax.layers(fun, rules)(*args)).",
+    )
+
+
+def serves(rule: Rule, layer: Layer) -> bool:
+    """Whether a rule can act on a layer."""
+    plain = unmasked(rule)
+    if layer.kind not in plain.serves:
+        return False
+    if isinstance(plain, Pass) and layer.kind != "activation":
+        return len(layer.inputs) == 1 and layer.in_shapes[0] == layer.out_shapes[0]
+    if layer.kind in ("sum", "mean", "avg_pool") and not isinstance(
+        plain, (Epsilon, Gradient, Linear)
+    ):
+        return layer.details.monotone  # splits signs: the coefficients must be known positive
+    return True
+
+
+def _require(rule: Rule, layers: Sequence[Layer]) -> None:
+    if any(serves(rule, layer) for layer in layers):
+        return
+    layer = layers[0]
+    can = ", ".join(sorted(unmasked(rule).serves)) or "nothing"
+    raise RuleError(
+        message(
+            f"{describe(rule)} cannot serve the {layer.kind} layer `{layer.name}`",
+            where=layer.where,
+            path=layer.label,
+            remedy=f"It acts on: {can}. The plan shows each layer's kind: "
+            "print(relax.layers(fun, rules)(*args)).",
+        )
+    )
+
+
+_DEFAULTS: dict[str, Rule] = {
+    "dense": Epsilon(),
+    "conv": Epsilon(),
+    "scale_shift": Linear(),
+    "sum": Linear(),
+    "mean": Linear(),
+    "avg_pool": Linear(),
+    "linear": Linear(),
+    "max_pool": Winner(),
+    "winner": Winner(),
+    "activation": Pass(),
+}
+
+_CONTROL_FLOW_NAMES = {primitive.name: words for primitive, words in CONTROL_FLOW.items()}
+
+
+def _default(layer: Layer) -> Rule:
+    rule = _DEFAULTS.get(layer.kind)
+    if rule is not None:
+        return rule
+    name = _CONTROL_FLOW_NAMES.get(layer.name, f"`{layer.name}`")
+    if layer.kind == "product":
+        why = "Both of its operands depend on the explained input."
+    elif layer.name in _CONTROL_FLOW_NAMES:
+        why = "Its body is not opened yet."
+    elif len(layer.outputs) > 1:
+        why = "It has several outputs that depend on the explained input."
+    else:
+        why = "No rule of LRP is known for it."
+    raise UnsupportedOperationError(
+        message(
+            f"cannot propagate relevance through {name}",
+            where=layer.where,
+            path=layer.label,
+            remedy=f'{why} Give it a rule by name, {{"{layer.label}": relax.rules.Linear()}} for '
+            "gradient times input or Gradient() for the plain gradient, or explain a part of the "
+            "function that does not contain it.",
+        )
+    )

@@ -1,0 +1,256 @@
+"""A traced function as plain data: numbered values, equations without calls, and layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from relax import _jaxpr
+from relax._primitives import ELEMENTWISE
+
+
+@dataclasses.dataclass(eq=False)
+class Equation:
+    """One primitive applied to numbered values.
+
+    Attributes:
+      source: the jaxpr equation; ``sources`` adds the calls around it, innermost first.
+      scope: names of the scopes around it, joined by ``/``.
+      calls: names of the functions that were opened around it, outermost first.
+    """
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    sources: tuple[Any, ...]
+    scope: str
+    calls: tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        return _jaxpr.user_line(self.sources)
+
+    def evaluate(self, operands: Sequence[Any]) -> list[Any]:
+        source = self.sources[0]
+        if source.primitive is self.primitive:
+            return _jaxpr.bind(self.sources, operands)
+        return [self.primitive.bind(*operands, **self.params)]  # a broadcast made explicit
+
+
+@dataclasses.dataclass(eq=False)
+class Graph:
+    """A function as a list of equations in evaluation order.
+
+    Values are numbers: ``avals[v]`` is the shape and dtype, ``literals`` holds the known ones.
+    ``depends[v]``: computed, in whatever way, from an explained input.
+    """
+
+    avals: list[Any] = dataclasses.field(default_factory=list)
+    depends: list[bool] = dataclasses.field(default_factory=list)
+    equations: list[Equation] = dataclasses.field(default_factory=list)
+    literals: dict[int, Any] = dataclasses.field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
+    consts: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    def new_value(self, aval: Any, depends: bool) -> int:
+        self.avals.append(aval)
+        self.depends.append(depends)
+        return len(self.avals) - 1
+
+    def is_float(self, value: int) -> bool:
+        return jnp.issubdtype(self.avals[value].dtype, jnp.inexact)
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        return tuple(self.avals[value].shape)
+
+    def producers(self) -> dict[int, int]:
+        """For each value the index of the equation that makes it."""
+        return {v: i for i, eqn in enumerate(self.equations) for v in eqn.outputs}
+
+    def consumers(self) -> list[list[int]]:
+        """For each value the indices of the equations that read it; -1 for the outputs."""
+        users: list[list[int]] = [[] for _ in self.avals]
+        for index, equation in enumerate(self.equations):
+            for value in equation.inputs:
+                users[value].append(index)
+        for value in self.outputs:
+            users[value].append(-1)
+        return users
+
+
+def flatten(closed: Any, explained: Sequence[bool]) -> Graph:
+    """Opens every call that depends on the explained inputs and numbers all values.
+
+    Args:
+      closed: the traced function.
+      explained: for each of its inputs, whether it is explained.
+    """
+    graph = Graph()
+    jaxpr = closed.jaxpr
+    graph.inputs = tuple(
+        graph.new_value(var.aval, flag) for var, flag in zip(jaxpr.invars, explained, strict=True)
+    )
+    graph.consts = tuple(graph.new_value(var.aval, False) for var in jaxpr.constvars)
+    outputs = _open(graph, jaxpr, graph.consts + graph.inputs, (), (), ())
+    graph.outputs = tuple(outputs)
+    return graph
+
+
+def _open(
+    graph: Graph,
+    jaxpr: Any,
+    arguments: Sequence[int],
+    scope: tuple[str, ...],
+    calls: tuple[str, ...],
+    around: tuple[Any, ...],
+) -> list[int]:
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), arguments, strict=True))
+
+    def read(atom: Any) -> int:
+        if not isinstance(atom, _jaxpr.Literal):
+            return env[atom]
+        value = graph.new_value(atom.aval, False)
+        graph.literals[value] = atom.val
+        return value
+
+    for equation in jaxpr.eqns:
+        inputs = tuple(read(atom) for atom in equation.invars)
+        depends = any(graph.depends[value] for value in inputs)
+        inner = scope + _jaxpr.scopes(equation)
+        sources = (equation, *around)
+        body = _jaxpr.call_body(equation) if depends else None
+        if body is not None:
+            closed, name = body
+            consts = []
+            for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+                value = graph.new_value(var.aval, False)
+                graph.literals[value] = const
+                consts.append(value)
+            results = _open(
+                graph, closed.jaxpr, (*consts, *inputs), inner, (*calls, name), sources
+            )
+            env.update(zip(equation.outvars, results, strict=True))
+            continue
+        if depends and equation.primitive in ELEMENTWISE:
+            inputs = _explicit_broadcasts(graph, equation, inputs, inner, calls, sources)
+        outputs = tuple(graph.new_value(var.aval, depends) for var in equation.outvars)
+        graph.equations.append(
+            Equation(
+                equation.primitive, equation.params, inputs, outputs, sources, "/".join(inner), calls
+            )
+        )
+        env.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _explicit_broadcasts(
+    graph: Graph,
+    equation: Any,
+    inputs: tuple[int, ...],
+    scope: tuple[str, ...],
+    calls: tuple[str, ...],
+    sources: tuple[Any, ...],
+) -> tuple[int, ...]:
+    """Elementwise primitives stretch axes of size one; for what depends on the input, say so."""
+    shape = tuple(equation.outvars[0].aval.shape)
+    result = list(inputs)
+    for position, value in enumerate(inputs):
+        aval = graph.avals[value]
+        if not graph.depends[value] or tuple(aval.shape) == shape:
+            continue
+        params = dict(
+            shape=shape,
+            broadcast_dimensions=tuple(range(len(shape) - len(aval.shape), len(shape))),
+            sharding=None,
+        )
+        stretched = graph.new_value(jax.ShapeDtypeStruct(shape, aval.dtype), True)
+        graph.equations.append(
+            Equation(
+                lax.broadcast_in_dim_p, params, (value,), (stretched,), sources, "/".join(scope), calls
+            )
+        )
+        result[position] = stretched
+    return tuple(result)
+
+
+@dataclasses.dataclass(eq=False)
+class Layer:
+    """A group of equations that one rule acts on.
+
+    Attributes:
+      kind: what it is, one of the names in ``relax.select``.
+      name: what it is called in the plan: ``dense``, ``conv``, ``relu``, ``add`` ...
+      equations: indices of its equations, in evaluation order.
+      inputs: values that carry relevance into it; ``operands``: the others it reads.
+      outputs: values that carry relevance out of it (the other outputs: ``decisions``).
+      path: scope path; ``occurrence`` counts the layers that share it.
+      weight_path: path of its weight in the arguments, or empty.
+      first: reached by the explained input through no other dense layer or convolution.
+      details: what the rules of this kind need to know.
+    """
+
+    kind: str
+    name: str
+    equations: tuple[int, ...]
+    inputs: tuple[int, ...]
+    operands: tuple[int, ...]
+    outputs: tuple[int, ...]
+    details: Any = None
+    path: str = ""
+    occurrence: int = 0
+    weight_path: str = ""
+    where: str = ""
+    first: bool = False
+    index: int = 0
+    in_shapes: tuple[tuple[int, ...], ...] = ()
+    out_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The path, with the occurrence where it is not the first."""
+        return f"{self.path}#{self.occurrence}" if self.occurrence else self.path
+
+
+def boundary(graph: Graph, indices: Sequence[int], tracked: Sequence[bool]) -> tuple[Any, Any]:
+    """Values that enter a group of equations: those that carry relevance, and the others."""
+    made = {value for i in indices for value in graph.equations[i].outputs}
+    inputs: dict[int, None] = {}
+    operands: dict[int, None] = {}
+    for i in indices:
+        for value in graph.equations[i].inputs:
+            if value not in made:
+                (inputs if tracked[value] else operands)[value] = None
+    return tuple(inputs), tuple(operands)
+
+
+def replay(
+    graph: Graph, indices: Sequence[int], values: dict[int, Any], wanted: Sequence[int]
+) -> list[Any]:
+    """Evaluates a group of equations on the given values."""
+    env = dict(values)
+    for i in indices:
+        equation = graph.equations[i]
+        operands = [env[v] if v in env else graph.literals[v] for v in equation.inputs]
+        env.update(zip(equation.outputs, equation.evaluate(operands), strict=True))
+    return [env[value] for value in wanted]
+
+
+def numpy_scalar(value: Any) -> float | None:
+    """A literal's value if it is one real number, known while tracing; else None."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, (bool, int, float)):  # also JAX's own typed Python scalars
+        return float(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or np.ndim(value):
+        return None
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return float(value) if real or dtype == bool else None

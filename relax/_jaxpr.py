@@ -1,0 +1,109 @@
+"""The only file that knows the inside of a jaxpr: tracing, calls, binding, names, source lines."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend import core, source_info_util
+from jax.extend.core import primitives as jaxpr_primitives
+
+Literal = core.Literal
+DropVar = core.DropVar
+jaxpr_as_fun = core.jaxpr_as_fun
+
+# Calls whose body stands for them, and the parameter that holds the body. A user's own derivative
+# (custom_jvp, custom_vjp) must never override a rule, so these are opened as well.
+_CALLS: dict[Any, str] = {
+    jaxpr_primitives.jit_p: "jaxpr",
+    jaxpr_primitives.closed_call_p: "call_jaxpr",
+    jaxpr_primitives.custom_jvp_call_p: "call_jaxpr",
+    jaxpr_primitives.custom_vjp_call_p: "call_jaxpr",
+}
+
+# Control flow: bodies run a number of times, or not at all.
+CONTROL_FLOW: dict[Any, str] = {
+    jaxpr_primitives.scan_p: "lax.scan (or lax.map, or lax.fori_loop with a static trip count)",
+    jaxpr_primitives.while_p: "lax.while_loop (or lax.fori_loop with a dynamic trip count)",
+    jaxpr_primitives.cond_p: "lax.cond or lax.switch",
+    jaxpr_primitives.remat_p: "jax.checkpoint",
+}
+
+_RELAX = str(Path(__file__).resolve().parent)
+_LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
+
+
+def trace(fun: Callable[..., Any], leaves: Sequence[Any]) -> core.ClosedJaxpr:
+    """Traces ``fun`` to a jaxpr, afresh.
+
+    ``jax.make_jaxpr`` remembers a function by identity and would return the constants of the
+    first call for a model that was updated in place since; a new lambda is never remembered.
+    """
+    return jax.make_jaxpr(lambda *args: fun(*args))(*leaves)
+
+
+def call_body(equation: Any) -> tuple[core.ClosedJaxpr, str] | None:
+    """The body and the name of a call that can be opened; None for any other equation."""
+    parameter = _CALLS.get(equation.primitive)
+    if parameter is None:
+        return None
+    body = equation.params[parameter]
+    name = equation.params.get("name") or body.jaxpr.debug_info.func_name
+    return body, str(name)
+
+
+def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """Evaluates an equation as JAX would, under its own name stack and context.
+
+    ``equations`` are the equation and the calls around it, innermost first: the body of a call
+    does not inherit the name stack around it, so that is put together here.
+    """
+    equation = equations[0]
+    primitive = equation.primitive
+    params = primitive.get_bind_params(equation.params)
+    names = source_info_util.current_name_stack()
+    for outer in reversed(equations):
+        names = names + outer.source_info.name_stack
+    traceback = equation.source_info.traceback
+    with (
+        source_info_util.user_context(traceback, name_stack=names),
+        equation.ctx.manager,
+    ):
+        results = primitive.bind(*operands, **params)
+    return list(results) if primitive.multiple_results else [results]
+
+
+def scopes(equation: Any) -> tuple[str, ...]:
+    """The named scopes an equation stands in; the marks of transformations are left out."""
+    stack = equation.source_info.name_stack.stack
+    return tuple(entry.name for entry in stack if type(entry).__name__ == "Scope")
+
+
+def user_line(equations: Sequence[Any]) -> str:
+    """``file.py:line`` of the user's code that made an equation.
+
+    ``equations`` are the equation and the calls around it, innermost first. The first frame
+    outside relax and outside installed libraries wins; without one, the innermost frame that
+    is not JAX's own.
+    """
+    fallback = ""
+    for equation in equations:
+        traceback = equation.source_info.traceback
+        for frame in traceback.frames if traceback is not None else ():
+            name = frame.file_name
+            if name.startswith(_RELAX) or name.startswith("<frozen"):
+                continue
+            if not name.startswith(_LIBRARIES) and "site-packages" not in name:
+                return f"{Path(name).name}:{frame.line_num}"
+        if not fallback:
+            fallback = source_info_util.summarize(equation.source_info).split(" ")[0]
+    file, _, rest = fallback.rpartition("/")
+    return ":".join(rest.split(":")[:2]) if file else fallback
+
+
+def short_name(primitive: Any) -> str:
+    """A primitive's name as users know it."""
+    return {"add_any": "add", "add_jaxvals": "add"}.get(primitive.name, primitive.name)

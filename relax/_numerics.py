@@ -1,0 +1,88 @@
+"""Stabilized division and signed parts: arithmetic that stays finite, also under derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Stabilizer = str | Callable[..., jax.Array]
+
+
+def is_number(value: Any) -> bool:
+    """True for a Python number, i.e. a hyper-parameter that is known while tracing."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_zero(value: Any) -> bool:
+    """True if ``value`` is known, while tracing, to be zero."""
+    return is_number(value) and value == 0
+
+
+def sign(z: jax.Array) -> jax.Array:
+    """As jnp.sign, but ``sign(0) = +1``, so that a stabilizer never vanishes."""
+    return jnp.where(z < 0, -1, 1).astype(z.dtype)
+
+
+def wide(z: jax.Array) -> jax.Array:
+    """``z`` in at least float32: half precision has no room for a stabilizer of 1e-6."""
+    return z.astype(jnp.float32) if z.dtype in (jnp.bfloat16, jnp.float16) else z
+
+
+def narrow(z: jax.Array, dtype: Any) -> jax.Array:
+    """``z`` cast to ``dtype``; a finite value stays finite, at the largest number of the type."""
+    if z.dtype == dtype:
+        return z
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).max < jnp.finfo(z.dtype).max:
+        largest = float(jnp.finfo(dtype).max)
+        z = jnp.where(jnp.isinf(z), z, jnp.clip(z, -largest, largest))
+    return z.astype(dtype)
+
+
+def stabilize(
+    z: jax.Array,
+    epsilon: Any = 1e-6,
+    stabilizer: Stabilizer = "additive",
+    batch_axes: tuple[int, ...] = (),
+) -> jax.Array:
+    """Moves ``z`` away from zero, keeping its sign (``sign(0) = +1``).
+
+    Args:
+      z: denominators, any shape.
+      epsilon: how far, in the units of ``z``; for ``"scale"`` relative to the size of ``z``.
+      stabilizer: ``"additive"``: ``z + epsilon sign(z)``; ``"clip"``:
+        ``sign(z) max(|z|, epsilon)``; ``"scale"``: ``z + epsilon rms(z) sign(z)`` with the root
+        mean square over all but ``batch_axes``; or a callable ``(z, epsilon) -> denominators``.
+    """
+    if callable(stabilizer):
+        return stabilizer(z, epsilon)
+    if stabilizer == "additive":
+        return z if is_zero(epsilon) else z + epsilon * sign(z)
+    if stabilizer == "clip":
+        return sign(z) * jnp.maximum(jnp.abs(z), epsilon)
+    axes = tuple(axis for axis in range(z.ndim) if axis not in batch_axes)
+    square = jnp.mean(z * z, axis=axes, keepdims=True)
+    nothing = square == 0
+    rms = jnp.where(nothing, 0, jnp.sqrt(jnp.where(nothing, 1, square)))
+    return z + epsilon * rms * sign(z)
+
+
+STABILIZERS = ("additive", "clip", "scale")
+
+
+def divide(a: jax.Array, b: jax.Array, otherwise: Any = 0) -> jax.Array:
+    """``a / b``, and ``otherwise`` where ``b`` is exactly zero; its derivatives have no NaN."""
+    zero = b == 0
+    return jnp.where(zero, otherwise, a / jnp.where(zero, 1, b))
+
+
+def positive(x: Any) -> Any:
+    """``x+ = max(x, 0)`` for every array of the tree."""
+    return jax.tree.map(lambda a: jnp.where(a > 0, a, 0), x)
+
+
+def negative(x: Any) -> Any:
+    """``x- = min(x, 0)`` for every array of the tree."""
+    return jax.tree.map(lambda a: jnp.where(a < 0, a, 0), x)

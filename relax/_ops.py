@@ -1,0 +1,303 @@
+"""The custom_vjp operations: a layer under its rule, and the two exchanges of currency.
+
+The forward of each is the layer itself, in plain JAX; the backward is the rule, in plain JAX. So the
+whole is differentiable again, exactly, and nothing is detached. Rules, weights and constants are
+explicit operands: one that is closed over dies inside scan under jit, vmap and grad.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from relax._graph import Graph, Layer, replay
+from relax._numerics import is_number
+from relax._recognize import AFFINE, AffineDetails
+from relax.rules._base import Currency, Outgoing, Rule, pair
+from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerOp:
+    """One layer with its rule, as static data of the operation.
+
+    Hyper-parameters that are Python numbers stay here, so that a rule can leave out what a zero
+    makes superfluous; arrays and tracers are operands.
+    """
+
+    graph: Graph
+    layer: Layer
+    arriving: Currency
+    rule_tree: Any
+    numbers: tuple[Any, ...]
+
+    @classmethod
+    def create(
+        cls, graph: Graph, layer: Layer, rule: Rule, arriving: Currency
+    ) -> tuple[LayerOp, tuple[Any, ...]]:
+        """The operation, and the leaves of the rule that are its operands."""
+        leaves, tree = jax.tree.flatten(rule)
+        numbers = tuple(leaf if is_number(leaf) else None for leaf in leaves)
+        arrays = tuple(leaf for leaf in leaves if not is_number(leaf))
+        return cls(graph, layer, arriving, tree, numbers), arrays
+
+    def rule(self, arrays: tuple[Any, ...]) -> Rule:
+        rest = iter(arrays)
+        leaves = [next(rest) if number is None else number for number in self.numbers]
+        return jax.tree.unflatten(self.rule_tree, leaves)
+
+    def environment(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> dict[int, Any]:
+        names = (*self.layer.inputs, *self.layer.operands)
+        return dict(zip(names, (*inputs, *operands), strict=True))
+
+    def forward(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        env = self.environment(inputs, operands)
+        layer = self.layer
+        return tuple(replay(self.graph, layer.equations, env, layer.outputs))
+
+    def backward(
+        self,
+        arrays: tuple[Any, ...],
+        inputs: tuple[Any, ...],
+        operands: tuple[Any, ...],
+        outputs: tuple[Any, ...],
+        messages: tuple[Any, ...],
+    ) -> tuple[Any, ...]:
+        kind = self.layer.kind
+        rule = self.rule(arrays)
+        if kind in AFFINE or kind == "activation":
+            (x,) = inputs
+            out = Outgoing(outputs[0], messages[0], self.arriving)
+            view = self.affine(x, operands, outputs[0]) if kind in AFFINE else self.elementwise(
+                x, operands, outputs[0]
+            )
+            return (_like(rule.propagate(view, x, out), x),)
+        if kind in ("sum", "mean", "avg_pool", "linear"):
+            out = Outgoing(outputs[0], messages[0], self.arriving)
+            result = rule.propagate(self.linear(inputs, operands, outputs[0]), inputs, out)
+        else:
+            out = Outgoing(outputs, messages, self.arriving)
+            view = GeneralMap(lambda x: self.forward(x, operands), inputs)
+            result = rule.propagate(view, inputs, out)
+        return tuple(_like(r, x) for r, x in zip(result, inputs, strict=True))
+
+    def elementwise(self, x: Any, operands: tuple[Any, ...], y: Any) -> ElementwiseMap:
+        d = self.layer.details
+        return ElementwiseMap(
+            lambda a: self.forward((a,), operands)[0],
+            x,
+            y,
+            d.passes_zero,
+            d.is_relu,
+            d.slope,
+            d.curvature,
+        )
+
+    def linear(self, inputs: tuple[Any, ...], operands: tuple[Any, ...], z: Any) -> LinearMap:
+        return LinearMap(
+            lambda x: self.forward(x, operands)[0],
+            tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs),
+            output=z,
+            input=inputs,
+            monotone=self.layer.details.monotone,
+            one_to_one=self.layer.details.one_to_one,
+            nonnegative=self.layer.details.nonnegative,
+            batch_axes=(0,) if z.ndim > 1 else (),
+        )
+
+    def affine(self, x: Any, operands: tuple[Any, ...], z: Any) -> AffineMap:
+        """The layer as ``z = x w + b``, scales folded into w only when a rule asks for it."""
+        graph, d = self.graph, self.layer.details
+        env = self.environment((x,), operands)
+        env |= {v: graph.literals[v] for i in self.layer.equations
+                for v in graph.equations[i].inputs if v in graph.literals}
+        chain = _Chain(graph, d, env)
+        core_shape = chain.core_shape()
+        return AffineMap(
+            core=chain.core,
+            move=chain.move,
+            make_weight=chain.weight,
+            bias=chain.bias(x),
+            example=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            core_shape=core_shape,
+            native=chain.linear,
+            input=x,
+            output=z,
+            batch_axes=_moved_axes(chain, d.core_batch_axes, core_shape, z.ndim),
+            input_batch_axes=d.batch_axes,
+            nonnegative=d.nonnegative,
+            dead_below=d.dead_below,
+        )
+
+
+def _moved_axes(chain: _Chain, axes: tuple[int, ...], shape: tuple[int, ...], ndim: int) -> tuple:
+    moves = any(step.kind == "move" for step in chain.details.steps)
+    return axes if not moves and len(shape) == ndim else ((0,) if ndim > 1 else ())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain:
+    """The steps behind an affine core, replayed for a purpose."""
+
+    graph: Graph
+    details: AffineDetails
+    env: dict[int, Any]
+
+    def core(self, x: Any, w: Any) -> Any:
+        if self.details.core is None:
+            return x * w
+        equation = self.graph.equations[self.details.core]
+        operands = (x, w) if self.details.position == 0 else (w, x)
+        return equation.evaluate(operands)[0]
+
+    def core_shape(self) -> tuple[int, ...]:
+        graph, d = self.graph, self.details
+        if d.core is None:
+            first = graph.equations[d.steps[0].equation]
+            return graph.shape(first.outputs[0])
+        return graph.shape(graph.equations[d.core].outputs[0])
+
+    def raw_weight(self) -> Any:
+        if self.details.core is None:
+            return None
+        equation = self.graph.equations[self.details.core]
+        return self.env[equation.inputs[1 - self.details.position]]
+
+    def _apply(self, z: Any, kinds: tuple[str, ...]) -> Any:
+        """Runs the steps of the given kinds on ``z``; a shift keeps only its sign."""
+        for step in self.details.steps:
+            equation = self.graph.equations[step.equation]
+            if step.kind == "shift":
+                if "scale" in kinds and _subtracted(equation, step.position):
+                    z = -z
+                if "shift" in kinds:
+                    z = z + self._shift(equation, step.position)
+            elif step.kind in kinds:
+                operands = [
+                    z if i == step.position else self.env[v] for i, v in enumerate(equation.inputs)
+                ]
+                (z,) = equation.evaluate(operands)
+        return z
+
+    def _shift(self, equation: Any, position: int) -> Any:
+        other = self.env[equation.inputs[1 - position]]
+        negated = equation.primitive.name == "sub" and position == 0
+        return -other if negated else other
+
+    def move(self, z: Any) -> Any:
+        return self._apply(z, ("move",))
+
+    def linear(self, x: Any) -> Any:
+        z = x if self.details.core is None else self.core(x, self.raw_weight())
+        return self._apply(z, ("move", "scale"))
+
+    def bias(self, x: Any) -> Any:
+        """The bias in the shape of the output, or None if nothing is ever added."""
+        if not any(step.kind == "shift" for step in self.details.steps):
+            return None
+        dtype = x.dtype
+        if self.details.core is not None:
+            core = self.graph.equations[self.details.core].outputs[0]
+            dtype = self.graph.avals[core].dtype
+        zero = jnp.zeros(self.core_shape(), dtype)
+        return self._apply(zero, ("move", "scale", "shift"))
+
+    def weight(self) -> Any:
+        """The weight with every scale of the chain folded in."""
+        w = self.raw_weight()
+        total = jnp.ones(()) if w is None else w
+        for step in self.details.steps:
+            equation = self.graph.equations[step.equation]
+            if step.kind == "shift" and _subtracted(equation, step.position):
+                total = -total
+            if step.kind != "scale":
+                continue
+            if len(equation.inputs) == 1:
+                total = -total
+                continue
+            factor = jnp.asarray(self.env[equation.inputs[1 - step.position]])
+            if w is not None:
+                factor = _folded(factor, step.axes, w.ndim)
+            if equation.primitive is lax.div_p:
+                total = total / factor
+            else:
+                total = total * factor
+        return total if w is None else total.astype(w.dtype)
+
+
+def _subtracted(equation: Any, position: int) -> bool:
+    return equation.primitive.name == "sub" and position == 1
+
+
+def _folded(factor: Any, axes: tuple[tuple[int, int], ...], ndim: int) -> Any:
+    """A factor that varies along some axes of the output, along the weight's axes instead."""
+    if factor.ndim == 0:
+        return factor
+    kept = [axis for axis, _ in axes]
+    compact = factor[tuple(slice(None) if a in kept else slice(0, 1) for a in range(factor.ndim))]
+    compact = compact.reshape([factor.shape[axis] for axis in kept])
+    order = sorted(range(len(axes)), key=lambda i: axes[i][1])
+    compact = compact.transpose(order)
+    shape = [1] * ndim
+    for i, size in zip(order, compact.shape, strict=True):
+        shape[axes[i][1]] = size
+    return compact.reshape(shape)
+
+
+def _like(message: Any, x: Any) -> Any:
+    message = jnp.asarray(message)
+    return message if message.dtype == x.dtype else message.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def propagate(
+    op: LayerOp, arrays: tuple[Any, ...], inputs: tuple[Any, ...], operands: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """A layer whose derivative is its rule."""
+    return op.forward(inputs, operands)
+
+
+def _propagate_fwd(op: LayerOp, arrays: Any, inputs: Any, operands: Any) -> Any:
+    outputs = op.forward(inputs, operands)
+    return outputs, (arrays, inputs, operands, outputs)
+
+
+def _propagate_bwd(op: LayerOp, residuals: Any, messages: Any) -> Any:
+    return None, op.backward(*residuals, messages), None
+
+
+propagate.defvjp(_propagate_fwd, _propagate_bwd)
+
+
+@jax.custom_vjp
+def to_relevance(x: jax.Array) -> jax.Array:
+    """The value itself; a coefficient that comes back is handed on as relevance."""
+    return x
+
+
+to_relevance.defvjp(lambda x: (x, x), lambda x, c: (pair(x, c),))
+
+
+@jax.custom_vjp
+def to_coefficient(x: jax.Array) -> jax.Array:
+    """The value itself; relevance that comes back is handed on as a coefficient."""
+    return x
+
+
+to_coefficient.defvjp(
+    lambda x: (x, x), lambda x, r: (Outgoing(x, r, "relevance").coefficient.astype(x.dtype),)
+)
+
+
+@jax.custom_vjp
+def tap(x: jax.Array, probe: jax.Array) -> jax.Array:
+    """The value itself; what comes back is handed to the probe as well."""
+    return x
+
+
+tap.defvjp(lambda x, probe: (x, None), lambda _, message: (message, message))

@@ -1,0 +1,119 @@
+"""Names and globs: where a parameter stands in the user's arguments, and what a selector matches."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+
+def path_name(keys: Iterable[Any]) -> str:
+    """A pytree path as text: ``params/Dense_0/kernel``."""
+    parts = []
+    for key in keys:
+        for attribute in ("key", "name", "idx"):
+            if hasattr(key, attribute):
+                part = str(getattr(key, attribute))
+                break
+        else:
+            part = str(key).strip(".[]'\"")
+        parts.append(part)
+    if parts and parts[-1] in ("value", "raw_value"):  # the box around an nnx.Variable
+        parts.pop()
+    return "/".join(parts)
+
+
+def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
+    """Names of the positional parameters, for arguments that are bare arrays."""
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    named = [
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return [named[i] if i < len(named) else f"args[{i}]" for i in range(count)]
+
+
+def closure_names(fun: Callable[..., Any]) -> dict[int, str]:
+    """Paths of the arrays a function closes over, by the identity of the array.
+
+    Looks into closure cells, bound objects, partial arguments and the globals it names. It only
+    names weights: one that is not found has no weight path, nothing else changes.
+    """
+    found: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def visit(function: Any) -> None:
+        if id(function) in seen:
+            return
+        seen.add(id(function))
+        for holder in _held(function):
+            if callable(holder) and not jax.tree_util.all_leaves([holder]):
+                _name_leaves(holder, found)
+            elif inspect.isfunction(holder) or isinstance(holder, (functools.partial,)):
+                visit(holder)
+            else:
+                _name_leaves(holder, found)
+            if inspect.ismethod(holder):
+                visit(holder)
+
+    visit(fun)
+    return found
+
+
+def _held(function: Any) -> list[Any]:
+    if isinstance(function, functools.partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    held = []
+    if inspect.ismethod(function):
+        held.append(function.__self__)
+        function = function.__func__
+    function = inspect.unwrap(function) if callable(function) else function
+    if inspect.isfunction(function):
+        for cell in function.__closure__ or ():
+            try:
+                held.append(cell.cell_contents)
+            except ValueError:  # a cell that is not filled yet
+                continue
+        names = function.__code__.co_names
+        held += [function.__globals__[n] for n in names if n in function.__globals__]
+    elif not isinstance(function, type):
+        held.append(function)
+    return [item for item in held if not inspect.ismodule(item) and not isinstance(item, type)]
+
+
+def _name_leaves(holder: Any, found: dict[int, str]) -> None:
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(holder):
+        if isinstance(leaf, jax.Array) or type(leaf).__name__ == "ndarray":
+            found.setdefault(id(leaf), path_name(keys))
+    for variable in getattr(holder, "variables", None) or ():  # a Keras model or layer
+        value = getattr(variable, "value", None)
+        if isinstance(value, jax.Array):
+            found.setdefault(id(value), str(getattr(variable, "path", "")))
+
+
+def matches(pattern: str, candidates: Iterable[str]) -> bool:
+    """Whether a glob matches a path, or the end of one from a ``/`` on; ``*`` crosses ``/``."""
+    return any(
+        fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
+        for path in candidates
+        if path
+    )
+
+
+def addresses(path: str, occurrence: int, weight_path: str) -> tuple[str, ...]:
+    """Everything a layer answers to: its path, one occurrence of it, its weight and its module."""
+    return path, f"{path}#{occurrence}", weight_path, weight_path.rpartition("/")[0]
+
+
+def nearest(pattern: str, paths: Iterable[str], count: int = 4) -> list[str]:
+    """Paths most like a pattern that matched nothing."""
+    unique = list(dict.fromkeys(path for path in paths if path))
+    close = difflib.get_close_matches(pattern.strip("*/"), unique, n=count, cutoff=0.3)
+    return close or unique[:count]

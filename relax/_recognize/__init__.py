@@ -1,0 +1,204 @@
+"""Structure to layers: which equations of a function act together, and as what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from jax import lax
+
+from relax import _jaxpr
+from relax._graph import Equation, Graph, Layer, boundary
+from relax._primitives import (
+    LINEAR,
+    LINEAR_IN,
+    MAX_POOL,
+    RESHAPING,
+    ROUTING,
+    SCALE,
+    SUM,
+    WINNER,
+)
+from relax._recognize.activation import ActivationDetails, find_activations
+from relax._recognize.affine import AffineDetails, find_affine, find_scale_shift
+from relax._recognize.facts import Facts, gather_facts
+
+__all__ = ["AFFINE", "ActivationDetails", "AffineDetails", "Facts", "LinearDetails", "find_layers", "gather_facts"]
+
+AFFINE = frozenset({"dense", "conv", "scale_shift"})
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearDetails:
+    """What the rules need to know of a linear layer without weights.
+
+    Attributes:
+      monotone: all its coefficients are known to be >= 0.
+      nonnegative: all its inputs are known to be >= 0.
+      one_to_one: it multiplies each element by a constant; then relevance passes unchanged.
+    """
+
+    monotone: bool
+    nonnegative: bool
+    one_to_one: bool = False
+
+
+def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[Layer]:
+    """All layers of a graph, in evaluation order.
+
+    Args:
+      graph: the function.
+      facts: what is known of its values.
+      names: paths of the arguments and closed-over arrays, by value.
+    """
+    consumers = graph.consumers()
+    claimed: set[int] = set()
+    layers = find_affine(graph, facts, consumers, claimed)
+    layers += find_activations(graph, facts, consumers, claimed)
+    layers += find_scale_shift(graph, facts, consumers, claimed)
+    layers += _find_pools(graph, facts, consumers, claimed)
+    layers += _find_single(graph, facts, claimed)
+    layers.sort(key=lambda layer: layer.equations[-1])
+    _mark_dead_outputs(graph, layers, consumers)
+    _mark_first(graph, facts, layers)
+    _name(graph, facts, layers, names)
+    return layers
+
+
+def _find_pools(
+    graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
+) -> list[Layer]:
+    """Sums over axes or windows, with the division that makes them means."""
+    layers = []
+    kinds = {"reduce_sum": "mean", "reduce_window_sum": "avg_pool"}
+    for index, equation in enumerate(graph.equations):
+        kind = kinds.get(equation.primitive.name)
+        if kind is None or not facts.tracked[equation.outputs[0]]:
+            continue
+        indices = [index]
+        kept, value, end = 1, equation.outputs[0], equation.outputs[0]
+        while len(consumers[value]) == 1 and consumers[value][0] >= 0:
+            user = consumers[value][0]
+            reader = graph.equations[user]
+            others = [v for v in reader.inputs if v != value]
+            scales = reader.primitive in SCALE and reader.inputs[0] == value
+            if user in claimed or not (scales or reader.primitive in RESHAPING):
+                break
+            if not all(facts.constant[v] for v in others):
+                break
+            indices.append(user)
+            value = reader.outputs[0]
+            if scales:
+                kept, end = len(indices), value
+        indices = indices[:kept]
+        name = kind if kept > 1 else "sum" if kind == "mean" else "sum_pool"
+        inputs, operands = boundary(graph, indices, facts.tracked)
+        details = LinearDetails(
+            not any(graph.equations[i].primitive.name == "neg" for i in indices)
+            and all(facts.nonnegative(v) for v in operands),
+            all(facts.nonnegative(v) for v in inputs),
+        )
+        layers.append(Layer(kind, name, tuple(indices), inputs, operands, (end,), details))
+        claimed.update(indices)
+    return layers
+
+
+def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
+    """What is left: one equation each. Moves of data are no layers."""
+    layers = []
+    for index, equation in enumerate(graph.equations):
+        outputs = tuple(v for v in equation.outputs if facts.tracked[v])
+        if index in claimed or not outputs:
+            continue
+        kind = _single_kind(facts, equation)
+        if kind == "routing":
+            continue
+        inputs, operands = boundary(graph, (index,), facts.tracked)
+        name = _jaxpr.short_name(equation.primitive)
+        details = None
+        if kind in ("sum", "linear"):
+            monotone = kind == "sum" and equation.primitive is not lax.sub_p
+            one_to_one = equation.primitive in SCALE and len(inputs) == 1
+            nonnegative = all(facts.nonnegative(v) for v in inputs)
+            details = LinearDetails(monotone, nonnegative, one_to_one)
+        layers.append(Layer(kind, name, (index,), inputs, operands, outputs, details))
+    return layers
+
+
+def _single_kind(facts: Facts, equation: Equation) -> str:
+    primitive = equation.primitive
+    moving = [i for i, value in enumerate(equation.inputs) if facts.tracked[value]]
+    if primitive in SUM and len(moving) == 2:
+        return "sum"
+    if primitive in MAX_POOL:
+        return "max_pool"
+    if primitive in WINNER:
+        return "winner"
+    if primitive in ROUTING or (primitive in SUM and len(moving) == 1):
+        return "routing"
+    if primitive in LINEAR:
+        return "linear"
+    if primitive in LINEAR_IN:
+        if len(moving) == 1 and moving[0] in LINEAR_IN[primitive]:
+            return "linear"
+        return "product" if len(moving) > 1 else "unsupported"
+    return "unsupported"
+
+
+def _mark_dead_outputs(graph: Graph, layers: list[Layer], consumers: list[list[int]]) -> None:
+    """An affine layer that rectifiers alone read passes no coefficient where it is negative."""
+    owner = {index: layer for layer in layers for index in layer.equations}
+    for layer in layers:
+        readers = consumers[layer.outputs[0]]
+        if layer.kind in AFFINE and readers and all(_is_dead_below(owner.get(i)) for i in readers):
+            layer.details = dataclasses.replace(layer.details, dead_below=True)
+
+
+def _is_dead_below(layer: Layer | None) -> bool:
+    return layer is not None and layer.kind == "activation" and layer.details.dead_below
+
+
+def _mark_first(graph: Graph, facts: Facts, layers: list[Layer]) -> None:
+    """First: reached from the explained input through no other dense layer or convolution."""
+    closing = {layer.equations[-1]: layer for layer in layers}
+    behind = [False] * len(graph.avals)
+    for index, equation in enumerate(graph.equations):
+        passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
+        layer = closing.get(index)
+        if layer is not None:
+            passed = passed or any(behind[v] for v in layer.inputs)
+            weighted = layer.kind in ("dense", "conv")
+            layer.first = weighted and not passed
+            passed = passed or weighted
+        for value in equation.outputs:
+            behind[value] = passed
+
+
+def _name(
+    graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[int, str]
+) -> None:
+    """Gives every layer its path, occurrence, weight path, source line and shapes."""
+    seen: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        first = graph.equations[layer.equations[0]]
+        core = layer.details.core if layer.kind in ("dense", "conv") else None
+        if layer.kind in AFFINE:
+            if core is not None:
+                candidates = [graph.equations[core].inputs[1 - layer.details.position]]
+            else:
+                candidates = list(layer.operands)
+            origins = (facts.origin[value] for value in candidates)
+            layer.weight_path = next((names[v] for v in origins if v in names), "")
+        parent = layer.weight_path.rpartition("/")[0]
+        if layer.kind in AFFINE:
+            path = first.scope or parent or layer.name
+        else:
+            path = f"{first.scope}/{layer.name}" if first.scope else layer.name
+        layer.index, layer.path = index, path
+        layer.occurrence = seen.get(path, 0)
+        seen[path] = layer.occurrence + 1
+        layer.where = first.where
+        layer.in_shapes = tuple(graph.shape(v) for v in layer.inputs)
+        layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)
+
+

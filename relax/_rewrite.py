@@ -1,0 +1,105 @@
+"""The evaluation loop: the function again, each layer replaced by its rule's operation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from relax._currency import Currencies, find_currencies
+from relax._graph import Graph, Layer
+from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance
+from relax.rules import Linear, Rule, Winner
+
+
+@dataclasses.dataclass(eq=False)
+class Rewritten:
+    """A function whose derivative is relevance.
+
+    Attributes:
+      graph, tracked: the function and which of its values carry relevance.
+      layers, rules: its layers, and the rule of each.
+      tapped: values whose message is wanted as well.
+      in_relevance: outputs that will be given relevance instead of a coefficient.
+    """
+
+    graph: Graph
+    tracked: Sequence[bool]
+    layers: Sequence[Layer]
+    rules: Sequence[Rule]
+    tapped: Sequence[int] = ()
+    in_relevance: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        self.owner = {i: layer for layer in self.layers for i in layer.equations}
+        self.currencies: Currencies = find_currencies(
+            self.graph, self.tracked, self.owner, self.rules, self.in_relevance
+        )
+
+    def is_native(self, layer: Layer) -> bool:
+        """The rule is the derivative JAX takes anyway."""
+        rule = type(self.rules[layer.index])
+        given = self.currencies.given.get(layer.equations[-1], "coefficient")
+        return rule is Winner or (rule is Linear and given == "coefficient")
+
+    def __call__(
+        self, consts: Sequence[Any], arguments: Sequence[Any], probes: Sequence[Any] = ()
+    ) -> tuple[list[Any], dict[int, Any]]:
+        """Evaluates the function: its outputs, and the tapped values."""
+        graph, of = self.graph, self.currencies.of
+        env: dict[int, Any] = dict(graph.literals)
+        pending = dict(zip(self.tapped, probes, strict=True))
+        seen: dict[int, Any] = {}
+
+        def write(value: int, x: Any) -> None:
+            if value in pending:
+                seen[value] = x
+                x = tap(x, pending[value])
+            env[value] = x
+
+        def read(value: int, given: str) -> Any:
+            x = env[value]
+            if self.tracked[value] and of[value] == "relevance" and given == "coefficient":
+                return to_relevance(x)
+            return x
+
+        for value, x in zip(graph.consts, consts, strict=True):
+            write(value, x)
+        for value, x in zip(graph.inputs, arguments, strict=True):
+            write(value, x)
+        for index, equation in enumerate(graph.equations):
+            layer = self.owner.get(index)
+            if layer is not None and not self.is_native(layer):
+                if layer.equations[-1] == index:
+                    for value, x in zip(layer.outputs, self._layer(layer, index, read), strict=True):
+                        write(value, x)
+                continue
+            closing = layer.equations[-1] if layer is not None else index
+            given = self.currencies.given.get(closing, "coefficient")
+            results = equation.evaluate([read(value, given) for value in equation.inputs])
+            for value, x in zip(equation.outputs, results, strict=True):
+                write(value, self._exchanged(value, x, layer, closing))
+        return [env[value] for value in graph.outputs], seen
+
+    def _layer(self, layer: Layer, index: int, read: Any) -> tuple[Any, ...]:
+        given, arriving = self.currencies.given[index], self.currencies.arriving[index]
+        op, arrays = LayerOp.create(self.graph, layer, self.rules[layer.index], arriving)
+        inputs = tuple(read(value, given) for value in layer.inputs)
+        operands = tuple(read(value, given) for value in layer.operands)
+        outputs = propagate(op, arrays, inputs, operands)
+        if arriving == "coefficient":
+            return outputs
+        return tuple(
+            x if self.currencies.of[v] == "relevance" else to_relevance(x)
+            for v, x in zip(layer.outputs, outputs, strict=True)
+        )
+
+    def _exchanged(self, value: int, x: Any, layer: Layer | None, closing: int) -> Any:
+        """An output of an operation JAX differentiates itself, in the currency it is read in."""
+        if not self.tracked[value] or (layer is not None and value not in layer.outputs):
+            return x
+        native = self.currencies.given.get(closing, "coefficient")
+        wanted = self.currencies.of[value]
+        if wanted == native:
+            return x
+        return to_coefficient(x) if wanted == "relevance" else to_relevance(x)

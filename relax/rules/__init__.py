@@ -1,0 +1,72 @@
+"""The catalogue of rules: each a frozen pytree dataclass, hyper-parameters are leaves.
+
+| rule | for | in one line |
+|---|---|---|
+| `Epsilon`, `Norm` | affine; sums | proportional shares, stabilized |
+| `ZPlus`, `ExcitationBackprop` | affine | positive contributions only |
+| `AlphaBeta` | affine | positive and negative contributions apart |
+| `Gamma` (`GeneralizedGamma`), `TextbookGamma` | affine | favors positive weights |
+| `WSquare`, `Flat`, `ZBox` | first layer | independent of the input, or for inputs in a box |
+| `Pass` | activations | unchanged |
+| `GuidedBackprop`, `Deconvnet`, `BetaSmooth` | ReLU | modified gradients |
+| `Rescale` | activations | DeepLIFT's difference quotient |
+| `Linear`, `Winner` | linear layers; max and its kin | the defaults: the transpose, the chosen one |
+| `Gradient`, `Mask` | any | plain gradient; a mask in front of another rule |
+"""
+
+from relax._numerics import divide, stabilize
+from relax.rules._base import Rule, static
+from relax.rules._maps import AffineMap, ElementwiseMap, LinearMap
+from relax.rules.activation import (
+    ActivationRule,
+    BetaSmooth,
+    Deconvnet,
+    GuidedBackprop,
+    Pass,
+    Rescale,
+)
+from relax.rules.affine import (
+    AffineRule,
+    AlphaBeta,
+    Epsilon,
+    ExcitationBackprop,
+    Gamma,
+    GeneralizedGamma,
+    Norm,
+    TextbookGamma,
+    ZPlus,
+)
+from relax.rules.general import Gradient, Linear, Mask, Winner
+from relax.rules.input import Flat, WSquare, ZBox
+
+__all__ = [
+    "ActivationRule",
+    "AffineMap",
+    "AffineRule",
+    "AlphaBeta",
+    "BetaSmooth",
+    "Deconvnet",
+    "ElementwiseMap",
+    "Epsilon",
+    "ExcitationBackprop",
+    "Flat",
+    "Gamma",
+    "GeneralizedGamma",
+    "Gradient",
+    "GuidedBackprop",
+    "Linear",
+    "LinearMap",
+    "Mask",
+    "Norm",
+    "Pass",
+    "Rescale",
+    "Rule",
+    "TextbookGamma",
+    "WSquare",
+    "Winner",
+    "ZBox",
+    "ZPlus",
+    "divide",
+    "stabilize",
+    "static",
+]

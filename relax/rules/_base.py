@@ -1,0 +1,177 @@
+"""What a rule is: a frozen pytree dataclass with one method; and what it is given to work with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from relax._errors import HyperparameterError, RuleError
+from relax._numerics import divide, is_number, narrow, stabilize, wide
+
+Currency = Literal["coefficient", "relevance"]
+
+AFFINE = frozenset({"dense", "conv", "scale_shift"})
+SUMS = frozenset({"sum", "mean", "avg_pool"})
+LINEAR = AFFINE | SUMS | {"linear"}
+WINNERS = frozenset({"max_pool", "winner"})
+
+
+class Rule:
+    """Base class of all rules. A subclass is a frozen dataclass; its fields are pytree leaves.
+
+    Attributes:
+      kinds: kinds of layers the rule is meant for: a selector that matches layers of many kinds
+        (such as a glob on a whole block) gives it to these.
+      serves: kinds it can act on when they are addressed alone.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset()
+    serves: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.serves = cls.serves | cls.kinds
+        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
+
+    def relevance(self, layer: Any, x: Any, relevance: jax.Array) -> Any:
+        """Relevance of the input ``x`` of a layer from the ``relevance`` of its output.
+
+        The one method a rule of your own needs. ``layer(x)`` is the output with bias,
+        ``layer.transpose(s)`` the transposed linear map, ``layer.positive()`` the same layer with
+        the positive parts of its weights; see ``relax.rules.AffineMap``.
+        """
+        raise RuleError(f"{type(self).__name__} defines no method `relevance`.")
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        """What `propagate` returns, if ``arriving`` is what reaches the output of the layer."""
+        return "relevance"
+
+    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        """As `relevance`, in whichever currency `gives` announces. For rules of relax itself."""
+        return self.relevance(layer, x, out.relevance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+    """What arrives at the output of a layer.
+
+    ``message`` is the relevance R of the output z, or its coefficient c with R = z c.
+    """
+
+    value: jax.Array
+    message: jax.Array
+    currency: Currency
+
+    @property
+    def relevance(self) -> jax.Array:
+        if self.currency == "relevance":
+            return self.message
+        return jax.tree.map(pair, self.value, self.message)
+
+    @property
+    def coefficient(self) -> jax.Array:
+        """c with R = z c; from relevance by the stabilized division, epsilon 1e-6."""
+        if self.currency == "coefficient":
+            return self.message
+
+        def exchange(z: jax.Array, r: jax.Array) -> jax.Array:
+            return narrow(divide(wide(r), stabilize(wide(z))), r.dtype)
+
+        return jax.tree.map(exchange, self.value, self.message)
+
+    def over(self, denominator: jax.Array) -> jax.Array:
+        """R / denominator, and 0 where that is exactly 0; computed in at least float32."""
+        if self.currency == "relevance":
+            quotient = divide(wide(self.message), denominator)
+        else:
+            quotient = wide(self.message) * divide(wide(self.value), denominator)
+        return narrow(quotient, self.message.dtype)
+
+
+def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:
+    """Relevance of a value: the product with its coefficient, real also for complex values."""
+    product = value * coefficient
+    if jnp.iscomplexobj(product):
+        product = product.real.astype(product.dtype)
+    return product
+
+
+def static(default: Any) -> Any:
+    """A field that is part of the program: no leaf, never swept or differentiated."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def _split(rule: Any) -> tuple[list[tuple[str, Any]], tuple[tuple[str, Any], ...]]:
+    if not dataclasses.is_dataclass(rule):
+        raise RuleError(
+            f"{type(rule).__name__} is a rule, but no dataclass.\n"
+            "  Decorate it with @dataclasses.dataclass(frozen=True)."
+        )
+    leaves, fixed = [], []
+    for field in dataclasses.fields(rule):
+        item = field.name, getattr(rule, field.name)
+        (fixed if field.metadata.get("static") else leaves).append(item)
+    return leaves, tuple(fixed)
+
+
+def _flatten(rule: Any) -> tuple[list[Any], Any]:
+    leaves, fixed = _split(rule)
+    return [value for _, value in leaves], fixed
+
+
+def _flatten_with_keys(rule: Any) -> tuple[list[Any], Any]:
+    leaves, fixed = _split(rule)
+    return [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves], fixed
+
+
+def _unflattener(cls: type) -> Callable[[Any, Any], Any]:
+    def unflatten(fixed: Any, leaves: Any) -> Any:
+        rule = object.__new__(cls)  # not __init__: leaves may be tracers, or mere placeholders
+        names = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")]
+        for name, value in (*fixed, *zip(names, leaves, strict=True)):
+            object.__setattr__(rule, name, value)
+        return rule
+
+    return unflatten
+
+
+def require_finite(rule: Any, *names: str, at_least: float | None = None) -> None:
+    """Checks hyper-parameters that are Python numbers; traced ones cannot be checked."""
+    for name in names:
+        value = getattr(rule, name)
+        if isinstance(value, (str, bool)) or value is None:
+            raise HyperparameterError(
+                f"{type(rule).__name__}({name}={value!r}): expected a number or an array."
+            )
+        if not is_number(value):
+            continue
+        if not math.isfinite(value):
+            raise HyperparameterError(f"{type(rule).__name__}({name}={value}) is not finite.")
+        if at_least is not None and value < at_least:
+            raise HyperparameterError(
+                f"{type(rule).__name__}({name}={value}) must be at least {at_least:g}."
+            )
+
+
+def describe(rule: Any) -> str:
+    """A rule as a person would write it, traced hyper-parameters by their shapes."""
+    parts = []
+    for field in dataclasses.fields(rule):
+        value = getattr(rule, field.name)
+        if field.metadata.get("static") and value == field.default:
+            continue
+        if isinstance(value, Rule):
+            text = describe(value)
+        elif is_number(value):
+            text = f"{value:g}"
+        elif hasattr(value, "shape"):
+            text = f"{value.dtype}{list(value.shape)}"
+        else:
+            text = repr(value)
+        parts.append(text if not parts and not field.metadata.get("static") else f"{field.name}={text}")
+    return f"{type(rule).__name__}({', '.join(parts)})"

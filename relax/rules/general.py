@@ -1,0 +1,145 @@
+"""Rules for any layer: the transpose, the plain gradient, and a mask in front of another rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from relax._errors import RuleError
+from relax.rules._base import LINEAR, WINNERS, Currency, Outgoing, Rule
+
+ANYTHING = LINEAR | WINNERS | {"activation", "unsupported", "product"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Rule):
+    r"""The transpose, exact and free: the default of sums, means, pools and other linear layers.
+
+    $$c_x = J^\top c_y, \qquad R_x = x\,c_x$$
+
+    For a linear layer it is Epsilon with epsilon 0. Given by name to a layer that is not linear it
+    is gradient times input there.
+
+    Example:
+      >>> import jax.numpy as jnp, relax
+      >>> print(relax.lrp(lambda x: x.mean(), relax.rules.Linear())(jnp.array([1.0, 3.0])))
+      [0.5 1.5]
+
+    Source: Bach et al. 2015, eq. (56).
+    """
+
+    kinds = LINEAR
+    serves = ANYTHING
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        return arriving if getattr(layer.details, "one_to_one", False) else "coefficient"
+
+    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        if getattr(layer, "one_to_one", False) and out.currency == "relevance":
+            return (out.relevance,)
+        return layer.pull_back(out.coefficient)
+
+
+@dataclasses.dataclass(frozen=True)
+class Winner(Rule):
+    r"""The winner takes all: the default of max, min, sort, top-k and max-pooling.
+
+    $$R_x = R_y \,[x\ \text{is the chosen one}]$$
+
+    Ties go where the gradient of the operation sends them.
+
+    Source: Bach et al. 2015, section 2.4.
+    """
+
+    kinds = WINNERS
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        return arriving
+
+    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        return layer.pull_back(out.message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient(Rule):
+    r"""The plain gradient in the place of relevance.
+
+    $$R_x = J^\top R_y$$
+
+    Not an LRP rule: nothing is conserved. It is what guided backprop, deconvnet and beta smoothing
+    are made of, and the user's own decision for an operation relax does not know:
+    ``{"path": relax.rules.Gradient()}``.
+
+    Example:
+      >>> import jax.numpy as jnp, relax
+      >>> f = lambda w, x: x @ w
+      >>> w, x = jnp.array([[1.0], [3.0]]), jnp.array([0.0, 1.0])
+      >>> print(relax.lrp(f, relax.rules.Gradient())(w, x))  # f(x) = 3
+      [3. 9.]
+
+    Source: Simonyan et al. 2014, section 3.
+    """
+
+    kinds = ANYTHING
+
+    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        return layer.pull_back(out.relevance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask(Rule):
+    r"""Multiplies the relevance of a layer's output by a mask, then applies another rule.
+
+    $$R_x = \mathrm{rule}(m \odot R_y)$$
+
+    Keeps the relevance that flows through chosen concepts, e.g. channels of a convolution; swept
+    over all channels by ``jax.vmap``.
+
+    Args:
+      mask: broadcasts to the layer's output.
+      rule: the rule for what is kept; default `Epsilon`.
+
+    Raises:
+      RuleError: ``rule`` is no rule; the mask does not broadcast to the output.
+
+    Source: Achtibat et al. 2023 (concept relevance propagation), eq. (3).
+    """
+
+    mask: Any
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise RuleError(f"Mask(mask, rule={self.rule!r}): expected a rule such as Epsilon().")
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        return self.rule.gives(layer, arriving)
+
+    def masked(self, out: Outgoing) -> Outgoing:
+        return dataclasses.replace(out, message=jax.tree.map(self._kept, out.message))
+
+    def _kept(self, message: jax.Array) -> jax.Array:
+        try:
+            mask = jnp.broadcast_to(self.mask, message.shape)
+        except ValueError:
+            raise RuleError(
+                f"Mask: the mask of shape {jnp.shape(self.mask)} does not broadcast to the "
+                f"layer's output of shape {message.shape}."
+            ) from None
+        return (message * mask).astype(message.dtype)
+
+    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        return self.rule.propagate(layer, x, self.masked(out))
+
+
+def unmasked(rule: Rule) -> Rule:
+    """The rule inside any number of masks."""
+    while isinstance(rule, Mask):
+        rule = rule.rule
+    return rule
+
+
+__all__ = ["Gradient", "Linear", "Mask", "Winner"]
