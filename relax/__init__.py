@@ -1,6 +1,6 @@
 """Layer-wise Relevance Propagation as composable JAX function transforms.
 
-    jax.jit(relax.lrp(model.apply, rules))(params, x)
+jax.jit(relax.lrp(model.apply, rules))(params, x)
 """
 
 from relax import composites, rules, select

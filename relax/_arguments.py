@@ -56,7 +56,9 @@ def resolve_argnums(argnums: _Argnums, count: int) -> tuple[int, ...]:
     try:
         numbers = [int(n) for n in given]
     except (TypeError, ValueError):
-        raise ArgumentError(f"argnums must be an int or a tuple of ints, not {argnums!r}.") from None
+        raise ArgumentError(
+            f"argnums must be an int or a tuple of ints, not {argnums!r}."
+        ) from None
     if not numbers:
         raise ArgumentError("argnums is empty: name at least one argument to explain.")
     for number in numbers:
@@ -90,7 +92,9 @@ def trace(
     for keys, leaf in flat:
         position = keys[1].idx if keys[0].idx == 0 else None
         wanted = position in numbers
-        name = path_name(keys[2:]) or (titles[position] if position is not None else str(keys[1].key))
+        name = path_name(keys[2:]) or (
+            titles[position] if position is not None else str(keys[1].key)
+        )
         if wanted:
             leaf = _explainable(leaf, name)
             explained.append(len(leaves))

@@ -84,7 +84,9 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
     chosen: list[Rule | None] = [None] * len(layers)
     if isinstance(rules, Rule):
         kinds = unmasked(rules).kinds
-        chosen = [rules if layer.kind in kinds and serves(rules, layer) else None for layer in layers]
+        chosen = [
+            rules if layer.kind in kinds and serves(rules, layer) else None for layer in layers
+        ]
     elif callable(rules) and not isinstance(rules, (Composite, Mapping)):
         chosen = [_called(rules, layer) for layer in layers]
     else:

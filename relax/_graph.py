@@ -134,9 +134,7 @@ def _open(
                 value = graph.new_value(var.aval, False)
                 graph.literals[value] = const
                 consts.append(value)
-            results = _open(
-                graph, closed.jaxpr, (*consts, *inputs), inner, (*calls, name), sources
-            )
+            results = _open(graph, closed.jaxpr, (*consts, *inputs), inner, (*calls, name), sources)
             env.update(zip(equation.outvars, results, strict=True))
             continue
         if depends and equation.primitive in ELEMENTWISE:
@@ -144,7 +142,13 @@ def _open(
         outputs = tuple(graph.new_value(var.aval, depends) for var in equation.outvars)
         graph.equations.append(
             Equation(
-                equation.primitive, equation.params, inputs, outputs, sources, "/".join(inner), calls
+                equation.primitive,
+                equation.params,
+                inputs,
+                outputs,
+                sources,
+                "/".join(inner),
+                calls,
             )
         )
         env.update(zip(equation.outvars, outputs, strict=True))
@@ -174,7 +178,13 @@ def _explicit_broadcasts(
         stretched = graph.new_value(jax.ShapeDtypeStruct(shape, aval.dtype), True)
         graph.equations.append(
             Equation(
-                lax.broadcast_in_dim_p, params, (value,), (stretched,), sources, "/".join(scope), calls
+                lax.broadcast_in_dim_p,
+                params,
+                (value,),
+                (stretched,),
+                sources,
+                "/".join(scope),
+                calls,
             )
         )
         result[position] = stretched

@@ -73,8 +73,10 @@ class LayerOp:
         if kind in AFFINE or kind == "activation":
             (x,) = inputs
             out = Outgoing(outputs[0], messages[0], self.arriving)
-            view = self.affine(x, operands, outputs[0]) if kind in AFFINE else self.elementwise(
-                x, operands, outputs[0]
+            view = (
+                self.affine(x, operands, outputs[0])
+                if kind in AFFINE
+                else self.elementwise(x, operands, outputs[0])
             )
             return (_like(rule.propagate(view, x, out), x),)
         if kind in ("sum", "mean", "avg_pool", "linear"):
@@ -114,8 +116,12 @@ class LayerOp:
         """The layer as ``z = x w + b``, scales folded into w only when a rule asks for it."""
         graph, d = self.graph, self.layer.details
         env = self.environment((x,), operands)
-        env |= {v: graph.literals[v] for i in self.layer.equations
-                for v in graph.equations[i].inputs if v in graph.literals}
+        env |= {
+            v: graph.literals[v]
+            for i in self.layer.equations
+            for v in graph.equations[i].inputs
+            if v in graph.literals
+        }
         chain = _Chain(graph, d, env)
         core_shape = chain.core_shape()
         return AffineMap(

@@ -34,9 +34,7 @@ def argument_names(fun: Callable[..., Any], count: int) -> list[str]:
         parameters = list(inspect.signature(fun).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    named = [
-        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [named[i] if i < len(named) else f"args[{i}]" for i in range(count)]
 
 
@@ -54,13 +52,12 @@ def closure_names(fun: Callable[..., Any]) -> dict[int, str]:
             return
         seen.add(id(function))
         for holder in _held(function):
-            if callable(holder) and not jax.tree_util.all_leaves([holder]):
-                _name_leaves(holder, found)
-            elif inspect.isfunction(holder) or isinstance(holder, (functools.partial,)):
-                visit(holder)
-            else:
-                _name_leaves(holder, found)
-            if inspect.ismethod(holder):
+            _name_leaves(holder, found)
+            if (
+                inspect.isroutine(holder)
+                or hasattr(holder, "__wrapped__")
+                or (isinstance(holder, functools.partial))
+            ):
                 visit(holder)
 
     visit(fun)
@@ -92,10 +89,10 @@ def _name_leaves(holder: Any, found: dict[int, str]) -> None:
     for keys, leaf in jax.tree_util.tree_leaves_with_path(holder):
         if isinstance(leaf, jax.Array) or type(leaf).__name__ == "ndarray":
             found.setdefault(id(leaf), path_name(keys))
-    for variable in getattr(holder, "variables", None) or ():  # a Keras model or layer
-        value = getattr(variable, "value", None)
-        if isinstance(value, jax.Array):
-            found.setdefault(id(value), str(getattr(variable, "path", "")))
+    if not any(base.__module__.split(".")[0] == "keras" for base in type(holder).__mro__):
+        return
+    for variable in getattr(holder, "variables", ()):
+        found.setdefault(id(variable.value), str(variable.path))
 
 
 def matches(pattern: str, candidates: Iterable[str]) -> bool:

@@ -172,22 +172,27 @@ SHIFT = frozenset({lax.add_p, lax.sub_p})
 CAST = frozenset({lax.convert_element_type_p, lax.reduce_precision_p, lax.copy_p})
 
 # Elementwise, piecewise linear: what a rectifier can be built from.
-PIECEWISE_LINEAR = CAST | SCALE | SHIFT | {
-    lax.max_p,
-    lax.min_p,
-    lax.clamp_p,
-    lax.select_n_p,
-    lax.abs_p,
-    lax.eq_p,
-    lax.ne_p,
-    lax.lt_p,
-    lax.le_p,
-    lax.gt_p,
-    lax.ge_p,
-    lax.and_p,
-    lax.or_p,
-    lax.not_p,
-}
+PIECEWISE_LINEAR = (
+    CAST
+    | SCALE
+    | SHIFT
+    | {
+        lax.max_p,
+        lax.min_p,
+        lax.clamp_p,
+        lax.select_n_p,
+        lax.abs_p,
+        lax.eq_p,
+        lax.ne_p,
+        lax.lt_p,
+        lax.le_p,
+        lax.gt_p,
+        lax.ge_p,
+        lax.and_p,
+        lax.or_p,
+        lax.not_p,
+    }
+)
 
 
 class DotAxes(NamedTuple):
@@ -251,3 +256,10 @@ def followed_axes(
         found = {i: places.get((math.prod(new[:i]), size)) for i, size in enumerate(new)}
         return {i: place for i, place in found.items() if place is not None}
     return {axis: axis for axis in range(len(old))}
+
+
+def gather_axes(
+    params: dict[str, Any], index_shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
+    """Axes of a gather's output that hold features, and the length of an index vector."""
+    return tuple(params["dimension_numbers"].offset_dims), index_shape[-1]

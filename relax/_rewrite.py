@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from relax._currency import Currencies, find_currencies
 from relax._graph import Graph, Layer
 from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance
+from relax._tokens import Tokens
 from relax.rules import Linear, Rule, Winner
 
 
@@ -21,6 +22,7 @@ class Rewritten:
       layers, rules: its layers, and the rule of each.
       tapped: values whose message is wanted as well.
       in_relevance: outputs that will be given relevance instead of a coefficient.
+      token, sources: integers that carry relevance, and the equations that embed them.
     """
 
     graph: Graph
@@ -29,6 +31,8 @@ class Rewritten:
     rules: Sequence[Rule]
     tapped: Sequence[int] = ()
     in_relevance: Sequence[int] = ()
+    token: Sequence[bool] = ()
+    sources: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.owner = {i: layer for layer in self.layers for i in layer.equations}
@@ -43,13 +47,21 @@ class Rewritten:
         return rule is Winner or (rule is Linear and given == "coefficient")
 
     def __call__(
-        self, consts: Sequence[Any], arguments: Sequence[Any], probes: Sequence[Any] = ()
+        self,
+        consts: Sequence[Any],
+        arguments: Sequence[Any],
+        probes: Sequence[Any] = (),
+        shadows: Mapping[int, Any] | None = None,
     ) -> tuple[list[Any], dict[int, Any]]:
-        """Evaluates the function: its outputs, and the tapped values."""
+        """Evaluates the function: its outputs, and the tapped values.
+
+        ``shadows`` are floats in the place of explained integers, to carry their relevance.
+        """
         graph, of = self.graph, self.currencies.of
         env: dict[int, Any] = dict(graph.literals)
         pending = dict(zip(self.tapped, probes, strict=True))
         seen: dict[int, Any] = {}
+        tokens = Tokens(graph, self.token, dict(shadows or {}))
 
         def write(value: int, x: Any) -> None:
             if value in pending:
@@ -71,12 +83,20 @@ class Rewritten:
             layer = self.owner.get(index)
             if layer is not None and not self.is_native(layer):
                 if layer.equations[-1] == index:
-                    for value, x in zip(layer.outputs, self._layer(layer, index, read), strict=True):
+                    for value, x in zip(
+                        layer.outputs, self._layer(layer, index, read), strict=True
+                    ):
                         write(value, x)
                 continue
             closing = layer.equations[-1] if layer is not None else index
             given = self.currencies.given.get(closing, "coefficient")
-            results = equation.evaluate([read(value, given) for value in equation.inputs])
+            operands = [read(value, given) for value in equation.inputs]
+            results = equation.evaluate(operands)
+            if index in self.sources:
+                arriving = self.currencies.arriving.get(index, "coefficient")
+                results = [tokens.embedded(equation, x, arriving) for x in results]
+            else:
+                tokens.follow(equation)
             for value, x in zip(equation.outputs, results, strict=True):
                 write(value, self._exchanged(value, x, layer, closing))
         return [env[value] for value in graph.outputs], seen

@@ -100,4 +100,8 @@ def _indices(target: Any, z: jax.Array) -> jax.Array:
 
 
 def _show(target: Any) -> str:
-    return f"array of shape {target.shape}" if hasattr(target, "shape") and target.ndim else repr(target)
+    return (
+        f"array of shape {target.shape}"
+        if hasattr(target, "shape") and target.ndim
+        else repr(target)
+    )

@@ -240,7 +240,8 @@ def arras_lstm(epsilon: Any = 1e-3, *, sums: Rule | None = None) -> Composite:
     Source: Arras et al. 2017, section 3.
     """
     return _composite(
-        (select.dense | select.conv, Epsilon(epsilon)), sums=Epsilon(epsilon) if sums is None else sums
+        (select.dense | select.conv, Epsilon(epsilon)),
+        sums=Epsilon(epsilon) if sums is None else sums,
     )
 
 

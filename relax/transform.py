@@ -114,7 +114,10 @@ def value_and_lrp(
 
 
 def vrp(
-    fun: Callable[..., Any], *primals: Any, rules: Any = Epsilon(), has_aux: bool = False  # noqa: B008
+    fun: Callable[..., Any],
+    *primals: Any,
+    rules: Any = Epsilon(),
+    has_aux: bool = False,  # noqa: B008
 ) -> tuple[Any, ...]:
     """As jax.vjp: the value, and a function from relevance of the value to that of the primals.
 
@@ -209,6 +212,8 @@ class _Program:
             self.rules,
             tapped=tuple(dict.fromkeys(v for v in self.latent.values())),
             in_relevance=[v for v in outputs if self.facts.tracked[v]] if in_relevance else (),
+            token=self.facts.token,
+            sources=self.facts.sources,
         )
 
     def _check_dependence(self, explained: Sequence[int], outputs: Sequence[int]) -> None:
@@ -250,15 +255,19 @@ class _Program:
         carrying = [v for v in graph.outputs[: traced.count]]
         carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
 
-        def forward(inputs: Sequence[Any], probes: Sequence[Any]) -> Any:
+        tokens = [i for i in traced.explained if i not in moving]
+        blanks = [jnp.zeros(leaves[i].shape, _shadow_dtype(graph)) for i in tokens]
+
+        def forward(inputs: Sequence[Any], probes: Sequence[Any], blanks: Sequence[Any]) -> Any:
             arguments = list(leaves)
             for i, x in zip(moving, inputs, strict=True):
                 arguments[i] = x
-            outputs, seen = rewritten(consts, arguments, probes)
+            shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
+            outputs, seen = rewritten(consts, arguments, probes, shadows)
             return [outputs[i] for i in carried], (outputs, [seen[v] for v in rewritten.tapped])
 
         inputs = [leaves[i] for i in moving]
-        _, pull_back, (outputs, seen) = jax.vjp(forward, inputs, probes, has_aux=True)
+        _, pull_back, (outputs, seen) = jax.vjp(forward, inputs, probes, blanks, has_aux=True)
         if exact_value and not any(isinstance(a, jax.core.Tracer) for a in (*consts, *leaves)):
             outputs = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
         value = jax.tree.unflatten(traced.value_tree, outputs[: traced.count])
@@ -273,11 +282,12 @@ class _Program:
                 if of[carrying[i]] == "relevance" and not rewritten.in_relevance:
                     seed = seed * outputs[i]
                 messages.append(seed)
-            at_inputs, at_probes = pull_back(messages)
+            at_inputs, at_probes, at_tokens = pull_back(messages)
             relevance: dict[int, Any] = {
                 i: _relevance(of[graph.inputs[i]], leaves[i], c)
                 for i, c in zip(moving, at_inputs, strict=True)
             }
+            relevance |= dict(zip(tokens, at_tokens, strict=True))
             parts = [relevance[i] for i in traced.explained]
             found = {
                 v: _relevance(of[v], x, c)
@@ -286,6 +296,12 @@ class _Program:
             return traced.rebuild(parts), {path: found[v] for path, v in self.latent.items()}
 
         return value, aux, relprop
+
+
+def _shadow_dtype(graph: Any) -> Any:
+    """Relevance of tokens in the widest float type of the value, at least float32."""
+    floats = [graph.avals[v].dtype for v in graph.outputs if graph.is_float(v)]
+    return jnp.result_type(jnp.float32, *(d for d in floats if jnp.issubdtype(d, jnp.floating)))
 
 
 def _relevance(currency: str, value: Any, carried: Any) -> Any:

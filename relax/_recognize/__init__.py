@@ -23,7 +23,15 @@ from relax._recognize.activation import ActivationDetails, find_activations
 from relax._recognize.affine import AffineDetails, find_affine, find_scale_shift
 from relax._recognize.facts import Facts, gather_facts
 
-__all__ = ["AFFINE", "ActivationDetails", "AffineDetails", "Facts", "LinearDetails", "find_layers", "gather_facts"]
+__all__ = [
+    "AFFINE",
+    "ActivationDetails",
+    "AffineDetails",
+    "Facts",
+    "LinearDetails",
+    "find_layers",
+    "gather_facts",
+]
 
 AFFINE = frozenset({"dense", "conv", "scale_shift"})
 
@@ -52,7 +60,7 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
       names: paths of the arguments and closed-over arrays, by value.
     """
     consumers = graph.consumers()
-    claimed: set[int] = set()
+    claimed: set[int] = set(facts.sources)
     layers = find_affine(graph, facts, consumers, claimed)
     layers += find_activations(graph, facts, consumers, claimed)
     layers += find_scale_shift(graph, facts, consumers, claimed)
@@ -174,9 +182,7 @@ def _mark_first(graph: Graph, facts: Facts, layers: list[Layer]) -> None:
             behind[value] = passed
 
 
-def _name(
-    graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[int, str]
-) -> None:
+def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[int, str]) -> None:
     """Gives every layer its path, occurrence, weight path, source line and shapes."""
     seen: dict[str, int] = {}
     for index, layer in enumerate(layers):
@@ -200,5 +206,3 @@ def _name(
         layer.where = first.where
         layer.in_shapes = tuple(graph.shape(v) for v in layer.inputs)
         layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)
-
-

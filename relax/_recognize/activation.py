@@ -9,10 +9,14 @@ may escape.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from relax._graph import Graph, Layer, boundary, replay
 from relax._primitives import CAST, ELEMENTWISE, PIECEWISE_LINEAR, SCALE, SHIFT
@@ -111,9 +115,7 @@ class _Regions:
     def splits(self, index: int) -> bool:
         """An affine step with a weight: a layer of its own, never inside an activation."""
         equation = self.graph.equations[index]
-        constant = all(
-            self.facts.constant[v] for v in equation.inputs if not self.facts.tracked[v]
-        )
+        constant = all(self.facts.constant[v] for v in equation.inputs if not self.facts.tracked[v])
         return self.is_mask(index) or (self.is_affine(index) and not constant)
 
     def body(self, start: int, end: int) -> list[int] | None:
@@ -136,13 +138,24 @@ class _Regions:
                 return None
         return sorted(found)
 
+    def leaves_call(self, index: int, end: int) -> bool:
+        """A nonlinear step that is, or follows, a function of jax.nn: two activations in a row."""
+        if self.is_affine(index):
+            return False
+        here = self.graph.equations[index].calls
+        there = self.graph.equations[self.producer[end]].calls
+        shared = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(here, there)))  # noqa: B905
+        return any(hasattr(jax.nn, name) for name in (*here[shared:], *there[shared:]))
+
     def grow(self, end: int) -> tuple[int, list[int]] | None:
         """The largest closed region that ends in a value: where it starts, and its equations."""
         best = None
         start = end
         while start in self.dominators.parent:
             index = self.producer[start]
-            if index in self.claimed or (start != end and self.splits(index)):
+            if index in self.claimed:
+                break
+            if start != end and (self.splits(index) or self.leaves_call(index, end)):
                 break
             start = self.dominators.parent[start]
             body = self.body(start, end)
@@ -160,6 +173,7 @@ def find_activations(
     """All activation regions, found from the outputs backwards."""
     regions = _Regions(graph, facts, consumers, claimed)
     layers = []
+    known: dict[Any, tuple[ActivationDetails, str]] = {}
     for index in reversed(range(len(graph.equations))):
         equation = graph.equations[index]
         if index in claimed or index not in regions.dominators.roots_of:
@@ -174,11 +188,8 @@ def find_activations(
         claimed.update(body)
         _, operands = boundary(graph, body, facts.tracked)
         operands = tuple(v for v in operands if v != start)
-        details = _details(graph, facts, start, body, operands, end)
-        name = "relu" if details.is_relu else _name(graph, body)
-        layers.append(
-            Layer("activation", name, tuple(body), (start,), operands, (end,), details)
-        )
+        details, name = _details(graph, facts, start, body, operands, end, known)
+        layers.append(Layer("activation", name, tuple(body), (start,), operands, (end,), details))
     return layers[::-1]
 
 
@@ -196,51 +207,115 @@ def _interval_at(
 
 
 def _details(
+    graph: Graph,
+    facts: Facts,
+    start: int,
+    body: list[int],
+    operands: tuple[int, ...],
+    end: int,
+    known: dict[Any, tuple[ActivationDetails, str]],
+) -> tuple[ActivationDetails, str]:
+    """Facts and name of a region; ``known`` remembers those of equal regions."""
+    key = _signature(graph, facts, start, body)
+    if key is None:
+        at_zero = _interval_at(graph, facts, start, body, end, (0.0, 0.0))
+        below = _interval_at(graph, facts, start, body, end, (-math.inf, 0.0))
+        zero = (0.0, 0.0)
+        return ActivationDetails(at_zero == zero, below == zero, False, None, None), _sole(
+            graph, body
+        )
+    if key not in known:
+        known[key] = _evaluated(graph, facts, start, body, operands, end)
+    return known[key]
+
+
+def _signature(graph: Graph, facts: Facts, start: int, body: list[int]) -> Any:
+    """What a region computes, or None if it reads anything but numbers."""
+    places: dict[int, Any] = {start: graph.avals[start].dtype}
+    if not jnp.issubdtype(graph.avals[start].dtype, jnp.floating):
+        return None
+    steps = []
+    for index in body:
+        equation = graph.equations[index]
+        for value in equation.inputs:
+            if value not in places:
+                places[value] = facts.number(value)
+                if places[value] is None:
+                    return None
+        reads = tuple(places[value] for value in equation.inputs)
+        params = tuple(sorted((k, str(v)) for k, v in equation.params.items()))
+        steps.append((equation.primitive, params, reads))
+        places.update((v, f"{len(steps)}") for v in equation.outputs)
+    return tuple(steps)
+
+
+def _evaluated(
     graph: Graph, facts: Facts, start: int, body: list[int], operands: tuple[int, ...], end: int
-) -> ActivationDetails:
-    at_zero = _interval_at(graph, facts, start, body, end, (0.0, 0.0))
+) -> tuple[ActivationDetails, str]:
+    """Facts of a region that is a function of one value and numbers: tried out."""
     below = _interval_at(graph, facts, start, body, end, (-math.inf, 0.0))
     dead_below = below == (0.0, 0.0)
-    numbers = {v: facts.number(v) for v in operands}
     dtype = graph.avals[start].dtype
-    if any(number is None for number in numbers.values()) or not jnp.issubdtype(dtype, jnp.floating):
-        return ActivationDetails(at_zero == (0.0, 0.0), dead_below, False, None, None)
 
     def phi(x: jax.Array) -> jax.Array:
         values: dict[int, jax.Array] = {start: x}
-        for value, number in numbers.items():
-            values[value] = jnp.asarray(number, graph.avals[value].dtype)
+        for value in operands:
+            shape = x.shape if graph.shape(value) else ()
+            values[value] = jnp.full(shape, facts.number(value), graph.avals[value].dtype)
         return replay(graph, body, values, (end,))[0]
 
-    def derivative(function):
+    def derivative(function: Any) -> Any:
         return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
     with jax.ensure_compile_time_eval():
-        zero = jnp.zeros((), dtype)
-        passes_zero = at_zero == (0.0, 0.0) or float(phi(zero)) == 0
-        slope = 0.0 if dead_below else float(derivative(phi)(zero))
-        curvature = 0.0 if dead_below else float(derivative(derivative(phi))(zero))
-        passes_zero &= math.isfinite(slope) and math.isfinite(curvature)  # sqrt(0) has no slope
+        zero = jnp.zeros((1,), dtype)
+        slope = 0.0 if dead_below else float(derivative(phi)(zero)[0])
+        curvature = 0.0 if dead_below else float(derivative(derivative(phi))(zero)[0])
+        # sqrt(0) is 0, but has no slope there
+        passes_zero = float(phi(zero)[0]) == 0 and math.isfinite(slope + curvature)
         linear = all(graph.equations[i].primitive in PIECEWISE_LINEAR for i in body)
-        is_relu = dead_below and linear and all(
-            float(phi(jnp.asarray(x, dtype))) == float(jnp.asarray(x, dtype)) for x in _SAMPLES
-        )
-    return ActivationDetails(passes_zero, dead_below, is_relu, slope, curvature)
+        samples = jnp.asarray(_SAMPLES, dtype)
+        is_relu = dead_below and linear and bool(jnp.all(phi(samples) == samples))
+        values = np.asarray(phi(jnp.asarray(_POINTS, dtype)), np.float64)
+    name = "relu" if is_relu else _called(values) or _sole(graph, body)
+    return ActivationDetails(passes_zero, dead_below, is_relu, slope, curvature), name
 
 
-def _name(graph: Graph, body: list[int]) -> str:
-    """``gelu`` if the whole region came out of ``jax.nn.gelu``; a sole primitive's own name."""
-    calls = [graph.equations[index].calls for index in body]
-    shared = [names[0] for names in zip(*calls, strict=False) if len(set(names)) == 1]
-    for name in shared:
-        if hasattr(jax.nn, name):
+@functools.cache
+def _known_activations() -> dict[str, tuple[float, ...]]:
+    """Values of the usual activations at a few points, to call a region by its name."""
+    nn = jax.nn
+    functions = {
+        "gelu": nn.gelu,
+        "gelu_exact": functools.partial(nn.gelu, approximate=False),
+        **{name: getattr(nn, name) for name in _NAMED},
+        "tanh": jnp.tanh,
+    }
+    points = jnp.asarray(_POINTS, jnp.float32)
+    with jax.ensure_compile_time_eval():
+        return {name: tuple(map(float, f(points))) for name, f in functions.items()}
+
+
+_POINTS = (-4.0, -2.5, -1.0, -0.3, 0.4, 1.7, 7.0)
+_NAMED = (
+    "relu6", "sigmoid", "silu", "softplus", "elu", "selu", "leaky_relu", "mish", "hard_sigmoid",
+    "hard_swish", "hard_tanh", "soft_sign", "squareplus", "log_sigmoid",
+)  # fmt: skip
+
+
+def _called(values: np.ndarray) -> str:
+    """The usual activation that has these values at `_POINTS`, or nothing."""
+    for name, known in _known_activations().items():
+        if np.allclose(values, known, rtol=1e-3, atol=1e-5):
             return name
+    return ""
+
+
+def _sole(graph: Graph, body: list[int]) -> str:
+    """The name of the only nonlinear primitive of a region."""
     nonlinear = {
         graph.equations[i].primitive.name
         for i in body
         if graph.equations[i].primitive not in SCALE | SHIFT | CAST
     }
-    if len(nonlinear) != 1:
-        return "activation"
-    (name,) = nonlinear
-    return {"logistic": "sigmoid"}.get(name, name)
+    return nonlinear.pop() if len(nonlinear) == 1 else "activation"

@@ -99,7 +99,9 @@ class _Search:
             if self.is_threshold(equation, position):
                 return None
             return Step(index, position, "shift")
-        if equation.primitive not in SCALE or (len(equation.inputs) == 2 and self._divides(equation, position)):
+        if equation.primitive not in SCALE or (
+            len(equation.inputs) == 2 and self._divides(equation, position)
+        ):
             return None
         if axes is None or len(equation.inputs) == 1:
             return Step(index, position, "scale")
@@ -133,7 +135,9 @@ class _Search:
         return False
 
     def is_weighted(self, step: Step) -> bool:
-        others = [v for v in self.graph.equations[step.equation].inputs if not self.facts.tracked[v]]
+        others = [
+            v for v in self.graph.equations[step.equation].inputs if not self.facts.tracked[v]
+        ]
         return not all(self.facts.constant[v] for v in others)
 
     def varying(self, value: int, depth: int = 32) -> set[int]:
@@ -196,7 +200,9 @@ class _Search:
         return steps[:kept], end
 
 
-def _core_axes(equation: Equation, position: int, ndims: Sequence[int]) -> tuple[dict[int, int], tuple[int, ...], tuple[int, ...]]:
+def _core_axes(
+    equation: Equation, position: int, ndims: Sequence[int]
+) -> tuple[dict[int, int], tuple[int, ...], tuple[int, ...]]:
     """Output axis to weight axis; batch axes of the input; the same in the output."""
     if equation.primitive is CONV:
         axes = conv_axes(equation.params)

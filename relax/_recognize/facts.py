@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Equation, Graph, numpy_scalar
-from relax._primitives import CONV, DOT
+from relax._primitives import CONV, DOT, ELEMENTWISE, ROUTING
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -31,12 +31,16 @@ class Facts:
       constant: made of literals only: no argument, no closed-over array takes part.
       interval: bounds on its elements.
       origin: the largest argument or closed-over array that it is computed from, or -1.
+      token: an integer (or the comparison of one in a one-hot) that names explained tokens.
+      sources: equations that make the first float value from tokens.
     """
 
     tracked: list[bool]
     constant: list[bool]
     interval: list[Interval]
     origin: list[int]
+    token: list[bool]
+    sources: set[int] = dataclasses.field(default_factory=set)
 
     def nonnegative(self, value: int) -> bool:
         return self.interval[value][0] >= 0
@@ -50,18 +54,19 @@ class Facts:
 def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
     """One pass over the equations."""
     count = len(graph.avals)
-    facts = Facts([False] * count, [False] * count, [ANY] * count, [-1] * count)
+    facts = Facts([False] * count, [False] * count, [ANY] * count, [-1] * count, [False] * count)
     for value in (*graph.inputs, *graph.consts):
         facts.origin[value] = value
     for value in explained:
         facts.tracked[value] = graph.is_float(value)
+        facts.token[value] = not graph.is_float(value)
     for value, literal in graph.literals.items():
         number = numpy_scalar(literal)
         facts.constant[value] = number is not None
         if number is not None and not math.isnan(number):
             facts.interval[value] = (number, number)
     sizes = [math.prod(graph.shape(value)) for value in range(count)]
-    for equation in graph.equations:
+    for index, equation in enumerate(graph.equations):
         tracked = equation.primitive is not lax.stop_gradient_p and any(
             facts.tracked[value] for value in equation.inputs
         )
@@ -74,7 +79,33 @@ def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
             facts.constant[value] = constant
             facts.interval[value] = interval
             facts.origin[value] = origin
+        if any(facts.token[value] for value in equation.inputs):
+            _follow_tokens(graph, facts, index, equation)
     return facts
+
+
+def _follow_tokens(graph: Graph, facts: Facts, index: int, equation: Equation) -> None:
+    """Token ids stay tokens while they are moved about; the first float made of them is a source.
+
+    A comparison with one number is a mask, which carries no relevance; a comparison for equality
+    with many is a one-hot.
+    """
+    if any(facts.tracked[value] for value in equation.inputs):
+        return
+    if equation.primitive not in ROUTING | ELEMENTWISE:
+        return
+    for value in equation.outputs:
+        if graph.is_float(value):
+            facts.tracked[value] = True
+            facts.sources.add(index)
+        elif graph.avals[value].dtype != bool:
+            facts.token[value] = True
+        else:
+            others = [v for v in equation.inputs if not facts.token[v]]
+            one_hot = equation.primitive is lax.eq_p and not any(
+                facts.number(v) is not None for v in others
+            )
+            facts.token[value] = one_hot or equation.primitive in ROUTING
 
 
 def propagate_interval(
@@ -107,7 +138,9 @@ def propagate_interval(
 
 def _is_real(graph: Graph, value: int) -> bool:
     dtype = graph.avals[value].dtype
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype == bool
+    return (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype == bool
+    )
 
 
 def _union(*intervals: Interval) -> Interval:
@@ -279,9 +312,8 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.pad_p: _union,
     lax.dynamic_update_slice_p: lambda a, b, *_: _union(a, b),
     lax.scatter_p: lambda a, _, b: _union(a, b),
-    **{
-        primitive: _same
-        for primitive in (
+    **dict.fromkeys(
+        (
             lax.reshape_p,
             lax.transpose_p,
             lax.rev_p,
@@ -303,6 +335,7 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
             lax.cummax_p,
             lax.cummin_p,
             p.name_p,
-        )
-    },
+        ),
+        _same,
+    ),
 }

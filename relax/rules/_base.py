@@ -36,7 +36,9 @@ class Rule:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.serves = cls.serves | cls.kinds
-        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflattener(cls), _flatten)
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten_with_keys, _unflattener(cls), _flatten
+        )
 
     def relevance(self, layer: Any, x: Any, relevance: jax.Array) -> Any:
         """Relevance of the input ``x`` of a layer from the ``relevance`` of its output.
@@ -173,5 +175,7 @@ def describe(rule: Any) -> str:
             text = f"{value.dtype}{list(value.shape)}"
         else:
             text = repr(value)
-        parts.append(text if not parts and not field.metadata.get("static") else f"{field.name}={text}")
+        parts.append(
+            text if not parts and not field.metadata.get("static") else f"{field.name}={text}"
+        )
     return f"{type(rule).__name__}({', '.join(parts)})"

@@ -79,7 +79,7 @@ class AffineMap:
         function = self.native
         if function is None:
             weight = self.weight
-            function = lambda x: self.move(self.core(x, weight))  # noqa: E731
+            function = lambda x: self.move(self.core(x, weight))
         return transposed(function, self.example, s)
 
     pull_back = transpose
@@ -120,7 +120,8 @@ class AffineMap:
         full = tuple(self.example.shape)
         offset = len(full) - value.ndim
         shape = tuple(
-            1 if axis in self.input_batch_axes and (axis < offset or value.shape[axis - offset] == 1)
+            1
+            if axis in self.input_batch_axes and (axis < offset or value.shape[axis - offset] == 1)
             else size
             for axis, size in enumerate(full)
         )

@@ -276,7 +276,11 @@ class AlphaBeta(_Stabilized):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_finite(self, "alpha", "beta")
-        if is_number(self.alpha) and is_number(self.beta) and abs(self.alpha - self.beta - 1) > 1e-6:
+        if (
+            is_number(self.alpha)
+            and is_number(self.beta)
+            and abs(self.alpha - self.beta - 1) > 1e-6
+        ):
             raise HyperparameterError(
                 f"AlphaBeta(alpha={self.alpha:g}, beta={self.beta:g}): alpha - beta must be 1, "
                 f"or relevance is not conserved.\n  Try AlphaBeta({self.alpha:g}, {self.alpha - 1:g})."
@@ -342,8 +346,10 @@ class Gamma(_Stabilized):
         changed = _bias(layer, self.zero_bias)
         base = changed(x) if self.zero_bias else z
         plus = changed.positive()
-        z_plus = plus(x) if layer.nonnegative else plus(positive(x)) + layer.negative().linear(
-            negative(x)
+        z_plus = (
+            plus(x)
+            if layer.nonnegative
+            else plus(positive(x)) + layer.negative().linear(negative(x))
         )
         w_plus = self._boosted(layer, positive)
         above = out.over(self.denominator(layer, base + self.gamma * z_plus))
@@ -412,7 +418,7 @@ class TextbookGamma(_Stabilized):
         return "coefficient"
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        boost = lambda a: a + self.gamma * positive(a)  # noqa: E731
+        boost = lambda a: a + self.gamma * positive(a)
         boosted = _bias(layer.map(boost, boost), self.zero_bias)
         return boosted.transpose(out.over(self.denominator(layer, boosted(x))))
 

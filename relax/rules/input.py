@@ -9,12 +9,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from relax._errors import HyperparameterError
 from relax._numerics import Stabilizer, stabilize, wide
-from relax.rules._base import AFFINE, SUMS, Outgoing, Rule, require_finite, static
+from relax.rules._base import AFFINE, SUMS, Outgoing, require_finite, static
 from relax.rules.affine import AffineRule, check_stabilizer
 
 
@@ -158,5 +157,3 @@ class ZBox(AffineRule):
         c_plus = plus.transpose(s)
         # w- = w - w+ spares a pass; the rounding error is that of the products themselves.
         return x * c - low * c_plus - high * (c - c_plus)
-
-

@@ -1,0 +1,97 @@
+"""Relevance of integer tokens: it passes from the first float made of them to the ids.
+
+An id has no derivative, so a float shadow of the same shape goes through every move of the ids. The
+embedding look-up (or one-hot) is the identity forwards; backwards it sums the relevance of its
+output over the feature axes and hands it to the shadow.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from relax._graph import Equation, Graph
+from relax._primitives import ELEMENTWISE, gather_axes
+from relax.rules._base import Currency, Outgoing
+
+
+class Tokens:
+    """The shadows of one evaluation, by value."""
+
+    def __init__(self, graph: Graph, token: Sequence[bool], shadows: dict[int, Any]):
+        self.graph, self.token, self.shadows = graph, token, shadows
+
+    def follow(self, equation: Equation) -> None:
+        """Shadows of the outputs of an equation that moves token ids."""
+        if not self.shadows or not any(self.token[v] for v in equation.outputs):
+            return
+        self.shadows.update(zip(equation.outputs, self._moved(equation), strict=True))
+
+    def embedded(self, equation: Equation, x: jax.Array, arriving: Currency) -> jax.Array:
+        """The first float value made of tokens, tied to their shadow."""
+        if not self.shadows:
+            return x
+        index = equation.inputs[-1]
+        if equation.primitive is lax.gather_p and self.token[index]:
+            features, size = gather_axes(equation.params, self.graph.shape(index))
+            return embed((features, size, arriving), x, self.shadows[index])
+        if equation.primitive is lax.dynamic_slice_p:
+            own = [self.shadows[v] for v in equation.inputs if self.token[v]]
+            return embed((tuple(range(x.ndim)), 1, arriving), x, _mean(own))
+        (shadow,) = self._moved(equation)
+        return embed(((), 0, arriving), x, shadow)
+
+    def _moved(self, equation: Equation) -> list[Any]:
+        if equation.primitive in ELEMENTWISE:
+            out = self.graph.shape(equation.outputs[0])
+            own = [self.shadows[v] for v in equation.inputs if self.token[v]]
+            return [jnp.broadcast_to(_mean(own), out)]
+        operands = [self.shadows.get(v, self._blank(equation, v)) for v in equation.inputs]
+        return equation.evaluate(operands)
+
+    def _blank(self, equation: Equation, value: int) -> Any:
+        """Nothing, in the place of an operand that is moved along; indices stay what they are."""
+        if value == equation.inputs[0] or equation.primitive.name in (
+            "concatenate",
+            "stack",
+            "pad",
+        ):
+            return jnp.zeros(self.graph.shape(value), jnp.float32)
+        return self.graph.literals.get(value, jnp.zeros(self.graph.shape(value), jnp.float32))
+
+
+def _mean(shadows: Sequence[Any]) -> Any:
+    total = functools.reduce(jnp.add, shadows)
+    return total / len(shadows) if len(shadows) > 1 else total
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def embed(static: tuple[tuple[int, ...], int, Currency], x: jax.Array, shadow: Any) -> jax.Array:
+    """``x``; backwards the relevance of ``x``, summed over its feature axes, goes to the shadow.
+
+    ``static`` holds the feature axes, the length of the trailing index axis of the shadow (0: it
+    has none), and the currency that arrives.
+    """
+    return x
+
+
+def _embed_fwd(static: Any, x: Any, shadow: Any) -> Any:
+    return x, (x, shadow)
+
+
+def _embed_bwd(static: Any, residuals: Any, message: Any) -> Any:
+    features, size, arriving = static
+    x, shadow = residuals
+    relevance = Outgoing(x, message, arriving).relevance.astype(shadow.dtype)
+    relevance = jnp.sum(relevance, axis=features) if features else relevance
+    if size:
+        relevance = jnp.broadcast_to(relevance[..., None] / size, (*relevance.shape, size))
+    return jnp.zeros_like(x), relevance.reshape(shadow.shape)
+
+
+embed.defvjp(_embed_fwd, _embed_bwd)
