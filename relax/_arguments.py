@@ -80,7 +80,7 @@ def trace(
     argnums: _Argnums,
     has_aux: bool,
 ) -> Traced:
-    """Traces ``fun`` on its arguments; what is no array is passed to it as it is, as in jax.grad."""
+    """Traces ``fun`` on its arguments; what is no array is passed as it is, as in jax.grad."""
     numbers = resolve_argnums(argnums, len(args))
     titles = argument_names(fun, len(args))
     flat, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
@@ -172,9 +172,11 @@ def _explainable(leaf: Any, name: str) -> Any:
             f"The explained argument `{name}` holds {leaf!r}, which is no array.\n"
             "  Close over it, or choose other argnums."
         )
-    if not (jnp.issubdtype(leaf.dtype, jnp.inexact) or jnp.issubdtype(leaf.dtype, jnp.integer)):
+    dtype: Any = getattr(leaf, "dtype", None)
+    if not (jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.integer)):
         raise ArgumentError(
-            f"The explained argument `{name}` has dtype {leaf.dtype}; relevance needs floats, or "
-            "integers that are looked up in an embedding."
+            f"The explained argument `{name}` has dtype {dtype}; relevance needs floats, or "
+            "integers that are looked up in an embedding.\n"
+            "  Convert it to a float, or choose other argnums."
         )
     return leaf

@@ -17,7 +17,7 @@ from relax.rules._base import Currency
 
 @dataclasses.dataclass(eq=False)
 class Currencies:
-    """``of[v]``: currency of a value; ``given[i]``: what the equation or layer closed by i gives."""
+    """Currency ``of`` each value, ``given`` and ``arriving`` by the last equation of a layer."""
 
     of: list[Currency]
     given: dict[int, Currency]

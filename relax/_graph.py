@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from relax import _jaxpr
 from relax._primitives import ELEMENTWISE
@@ -170,11 +171,11 @@ def _explicit_broadcasts(
         aval = graph.avals[value]
         if not graph.depends[value] or tuple(aval.shape) == shape:
             continue
-        params = dict(
-            shape=shape,
-            broadcast_dimensions=tuple(range(len(shape) - len(aval.shape), len(shape))),
-            sharding=None,
-        )
+        params = {
+            "shape": shape,
+            "broadcast_dimensions": tuple(range(len(shape) - len(aval.shape), len(shape))),
+            "sharding": None,
+        }
         stretched = graph.new_value(jax.ShapeDtypeStruct(shape, aval.dtype), True)
         graph.equations.append(
             Equation(
@@ -255,7 +256,7 @@ def replay(
 
 def numpy_scalar(value: Any) -> float | None:
     """A literal's value if it is one real number, known while tracing; else None."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     if isinstance(value, (bool, int, float)):  # also JAX's own typed Python scalars
         return float(value)
@@ -263,4 +264,4 @@ def numpy_scalar(value: Any) -> float | None:
     if dtype is None or np.ndim(value):
         return None
     real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    return float(value) if real or dtype == bool else None
+    return float(value) if real or dtype == np.bool_ else None

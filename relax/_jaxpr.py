@@ -99,11 +99,12 @@ def user_line(equations: Sequence[Any]) -> str:
             if not name.startswith(_LIBRARIES) and "site-packages" not in name:
                 return f"{Path(name).name}:{frame.line_num}"
         if not fallback:
-            fallback = source_info_util.summarize(equation.source_info).split(" ")[0]
+            fallback = str(source_info_util.summarize(equation.source_info)).split(" ")[0]
     file, _, rest = fallback.rpartition("/")
     return ":".join(rest.split(":")[:2]) if file else fallback
 
 
 def short_name(primitive: Any) -> str:
     """A primitive's name as users know it."""
-    return {"add_any": "add", "add_jaxvals": "add"}.get(primitive.name, primitive.name)
+    name = str(primitive.name)
+    return {"add_any": "add", "add_jaxvals": "add"}.get(name, name)

@@ -1,8 +1,8 @@
 """The custom_vjp operations: a layer under its rule, and the two exchanges of currency.
 
-The forward of each is the layer itself, in plain JAX; the backward is the rule, in plain JAX. So the
-whole is differentiable again, exactly, and nothing is detached. Rules, weights and constants are
-explicit operands: one that is closed over dies inside scan under jit, vmap and grad.
+The forward of each is the layer itself, in plain JAX; the backward is the rule, in plain JAX. So
+the whole is differentiable again, exactly, and nothing is detached. Rules, weights and constants
+are explicit operands: one that is closed over dies inside scan under jit, vmap and grad.
 """
 
 from __future__ import annotations
@@ -274,7 +274,8 @@ def _propagate_fwd(op: LayerOp, arrays: Any, inputs: Any, operands: Any) -> Any:
 
 
 def _propagate_bwd(op: LayerOp, residuals: Any, messages: Any) -> Any:
-    return None, op.backward(*residuals, messages), None
+    arrays, inputs, operands, outputs = residuals
+    return None, op.backward(arrays, inputs, operands, outputs, messages), None
 
 
 propagate.defvjp(_propagate_fwd, _propagate_bwd)

@@ -1,4 +1,4 @@
-"""Names and globs: where a parameter stands in the user's arguments, and what a selector matches."""
+"""Names and globs: where a parameter stands in the arguments, and what a selector matches."""
 
 from __future__ import annotations
 

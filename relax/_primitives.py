@@ -1,4 +1,4 @@
-"""What each primitive does to relevance, and the unpacking of its parameters: tables, no code paths.
+"""What each primitive does to relevance, and how to read its parameters: tables, no code paths.
 
 A primitive that is in none of these tables cannot be passed by relevance and is a clear error.
 """

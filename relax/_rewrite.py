@@ -106,7 +106,7 @@ class Rewritten:
         op, arrays = LayerOp.create(self.graph, layer, self.rules[layer.index], arriving)
         inputs = tuple(read(value, given) for value in layer.inputs)
         operands = tuple(read(value, given) for value in layer.operands)
-        outputs = propagate(op, arrays, inputs, operands)
+        outputs: Any = propagate(op, arrays, inputs, operands)
         if arriving == "coefficient":
             return outputs
         return tuple(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from relax._errors import TargetError
 
@@ -88,7 +89,7 @@ def _indices(target: Any, z: jax.Array) -> jax.Array:
             f"target has shape {chosen.shape}; for a value of shape {z.shape} it must be an int or "
             f"have shape {z.shape[:-1]}."
         )
-    if not isinstance(chosen, jax.core.Tracer):
+    if not isinstance(chosen, Tracer):
         known = np.asarray(chosen)
         if known.size and (known.min() < -classes or known.max() >= classes):
             wrong = known.min() if known.min() < -classes else known.max()

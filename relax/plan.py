@@ -7,9 +7,9 @@ import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from relax._program import Program
 from relax.rules import Epsilon, Rule
 from relax.rules._base import describe
-from relax.transform import _Program
 
 _COLUMNS = ("path", "kind", "shapes", "weight", "rule", "gives", "where")
 
@@ -96,7 +96,7 @@ class Plan(Sequence[Row]):
 
 def layers(
     fun: Callable[..., Any],
-    rules: Any = Epsilon(),  # noqa: B008
+    rules: Any = Epsilon(),
     *,
     argnums: int | Sequence[int] = -1,
     has_aux: bool = False,
@@ -118,7 +118,7 @@ def layers(
     """
 
     def planned(*args: Any, **kwargs: Any) -> Plan:
-        program = _Program(fun, rules, argnums, None, has_aux, args, kwargs)
+        program = Program(fun, rules, argnums, None, has_aux, args, kwargs)
         currencies = program.rewritten.currencies
         return Plan(
             [

@@ -21,10 +21,10 @@ class Predicate:
     """A named test of a layer. Equal names mean equal predicates."""
 
     name: str
-    test: Callable[[Layer], bool] = dataclasses.field(compare=False, repr=False)
+    test: Callable[[Layer], Any] = dataclasses.field(compare=False, repr=False)
 
     def __call__(self, layer: Layer) -> bool:
-        return self.test(layer)
+        return bool(self.test(layer))
 
     def __and__(self, other: Any) -> Predicate:
         other = predicate(other)

@@ -67,7 +67,7 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     layers += _find_pools(graph, facts, consumers, claimed)
     layers += _find_single(graph, facts, claimed)
     layers.sort(key=lambda layer: layer.equations[-1])
-    _mark_dead_outputs(graph, layers, consumers)
+    _mark_dead_outputs(layers, consumers)
     _mark_first(graph, facts, layers)
     _name(graph, facts, layers, names)
     return layers
@@ -153,7 +153,7 @@ def _single_kind(facts: Facts, equation: Equation) -> str:
     return "unsupported"
 
 
-def _mark_dead_outputs(graph: Graph, layers: list[Layer], consumers: list[list[int]]) -> None:
+def _mark_dead_outputs(layers: list[Layer], consumers: list[list[int]]) -> None:
     """An affine layer that rectifiers alone read passes no coefficient where it is negative."""
     owner = {index: layer for layer in layers for index in layer.equations}
     for layer in layers:

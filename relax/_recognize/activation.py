@@ -261,7 +261,7 @@ def _evaluated(
         values: dict[int, jax.Array] = {start: x}
         for value in operands:
             shape = x.shape if graph.shape(value) else ()
-            values[value] = jnp.full(shape, facts.number(value), graph.avals[value].dtype)
+            values[value] = jnp.full(shape, facts.interval[value][0], graph.avals[value].dtype)
         return replay(graph, body, values, (end,))[0]
 
     def derivative(function: Any) -> Any:

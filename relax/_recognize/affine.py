@@ -1,4 +1,4 @@
-"""Affine layers: a matrix product or convolution with a constant, and the chain that keeps it affine.
+"""Affine layers: a matrix product or convolution with a constant, and what keeps it affine.
 
 Bias, inference BatchNorm, scales and casts behind it are merged whichever way they are written; no
 canonizer. A scale is merged only if it can be folded into the kernel, because its sign matters to

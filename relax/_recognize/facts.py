@@ -1,4 +1,4 @@
-"""Forward facts about every value: does relevance flow through it, is it constant, in what interval.
+"""Forward facts about every value: does it carry relevance, is it constant, in what interval.
 
 The interval is where no peer looks: after a ReLU, a softmax or a square the sign is known from the
 program alone, so a rule that splits signs needs one pass instead of two.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
@@ -98,7 +99,7 @@ def _follow_tokens(graph: Graph, facts: Facts, index: int, equation: Equation) -
         if graph.is_float(value):
             facts.tracked[value] = True
             facts.sources.add(index)
-        elif graph.avals[value].dtype != bool:
+        elif graph.avals[value].dtype != np.bool_:
             facts.token[value] = True
         else:
             others = [v for v in equation.inputs if not facts.token[v]]
@@ -138,9 +139,7 @@ def propagate_interval(
 
 def _is_real(graph: Graph, value: int) -> bool:
     dtype = graph.avals[value].dtype
-    return (
-        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer) or dtype == bool
-    )
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def _union(*intervals: Interval) -> Interval:
@@ -202,7 +201,7 @@ def _scale_sum(a: Interval, length: int) -> Interval:
 
 
 def _cast(a: Interval, dtype: Any) -> Interval:
-    if dtype == bool:
+    if dtype == np.bool_:
         return 0.0, 1.0
     return a if jnp.issubdtype(dtype, jnp.floating) else (_floor(a[0]), -_floor(-a[1]))
 
@@ -312,30 +311,28 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.pad_p: _union,
     lax.dynamic_update_slice_p: lambda a, b, *_: _union(a, b),
     lax.scatter_p: lambda a, _, b: _union(a, b),
-    **dict.fromkeys(
-        (
-            lax.reshape_p,
-            lax.transpose_p,
-            lax.rev_p,
-            lax.squeeze_p,
-            lax.broadcast_in_dim_p,
-            lax.slice_p,
-            lax.dynamic_slice_p,
-            lax.copy_p,
-            lax.reduce_precision_p,
-            lax.stop_gradient_p,
-            lax.sharding_constraint_p,
-            lax.split_p,
-            lax.unstack_p,
-            lax.tile_p,
-            lax.reduce_max_p,
-            lax.reduce_min_p,
-            lax.reduce_window_max_p,
-            lax.reduce_window_min_p,
-            lax.cummax_p,
-            lax.cummin_p,
-            p.name_p,
-        ),
-        _same,
-    ),
 }
+_UNCHANGED = (
+    lax.reshape_p,
+    lax.transpose_p,
+    lax.rev_p,
+    lax.squeeze_p,
+    lax.broadcast_in_dim_p,
+    lax.slice_p,
+    lax.dynamic_slice_p,
+    lax.copy_p,
+    lax.reduce_precision_p,
+    lax.stop_gradient_p,
+    lax.sharding_constraint_p,
+    lax.split_p,
+    lax.unstack_p,
+    lax.tile_p,
+    lax.reduce_max_p,
+    lax.reduce_min_p,
+    lax.reduce_window_max_p,
+    lax.reduce_window_min_p,
+    lax.cummax_p,
+    lax.cummin_p,
+    p.name_p,
+)
+_INTERVALS |= dict.fromkeys(_UNCHANGED, _same)

@@ -10,7 +10,7 @@
 | `Pass` | activations | unchanged |
 | `GuidedBackprop`, `Deconvnet`, `BetaSmooth` | ReLU | modified gradients |
 | `Rescale` | activations | DeepLIFT's difference quotient |
-| `Linear`, `Winner` | linear layers; max and its kin | the defaults: the transpose, the chosen one |
+| `Linear`, `Winner` | linear layers; max and its kin | the transpose; the chosen one |
 | `Gradient`, `Mask` | any | plain gradient; a mask in front of another rule |
 """
 
@@ -30,12 +30,10 @@ from relax.rules.affine import (
     AlphaBeta,
     Epsilon,
     ExcitationBackprop,
-    Gamma,
-    GeneralizedGamma,
     Norm,
-    TextbookGamma,
     ZPlus,
 )
+from relax.rules.gamma import Gamma, GeneralizedGamma, TextbookGamma
 from relax.rules.general import Gradient, Linear, Mask, Winner
 from relax.rules.input import Flat, WSquare, ZBox
 

@@ -65,18 +65,18 @@ class Outgoing:
     ``message`` is the relevance R of the output z, or its coefficient c with R = z c.
     """
 
-    value: jax.Array
-    message: jax.Array
+    value: Any
+    message: Any
     currency: Currency
 
     @property
-    def relevance(self) -> jax.Array:
+    def relevance(self) -> Any:
         if self.currency == "relevance":
             return self.message
         return jax.tree.map(pair, self.value, self.message)
 
     @property
-    def coefficient(self) -> jax.Array:
+    def coefficient(self) -> Any:
         """c with R = z c; from relevance by the stabilized division, epsilon 1e-6."""
         if self.currency == "coefficient":
             return self.message

@@ -220,7 +220,6 @@ class ElementwiseMap:
         else:
             slope, curvature = self.slope, self.curvature
         limit = slope + (x / 2 * curvature if not _is_flat(curvature) else 0)
-        # The value at `safe`, not the stored one: at x = 0 the derivative of y / 1 would be phi'(0).
         quotient = jnp.where(at_zero, 0, self(x)) / safe
         return jnp.where(at_zero, limit, quotient).astype(x.dtype)
 

@@ -74,8 +74,8 @@ class GuidedBackprop(_ReLURule):
     Example:
       >>> import jax, jax.numpy as jnp, relax
       >>> rules = relax.composites.guided_backprop()
-      >>> print(relax.lrp(lambda x: -jax.nn.relu(x), rules)(jnp.array([-1.0, 2.0])))
-      [-0.  2.]
+      >>> print(relax.lrp(lambda x: 3 * jax.nn.relu(x), rules)(jnp.array([-1.0, 2.0])))
+      [ 0. 18.]
 
     Source: Springenberg et al. 2015, section 3.4.
     """

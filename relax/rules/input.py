@@ -1,4 +1,4 @@
-"""Rules for the first layer, whose input need not be zero to carry relevance; they act at any depth.
+"""Rules for the first layer, where zero input may carry relevance; they act at any depth.
 
 Their relevance is not proportional to x, so it travels as relevance, not as a coefficient.
 """
@@ -122,8 +122,8 @@ class ZBox(AffineRule):
       >>> import jax.numpy as jnp, relax
       >>> f = lambda w, x: x @ w
       >>> w, x = jnp.array([[1.0], [3.0]]), jnp.array([0.0, 1.0])
-      >>> print(relax.lrp(f, relax.rules.ZBox(-1.0, 1.0, epsilon=0.0))(w, x))
-      [0.42857143 2.5714285 ]
+      >>> print(relax.lrp(f, relax.rules.ZBox(-1.0, 1.0, epsilon=0.0))(w, x).round(3))
+      [0.429 2.571]
 
     Source: Montavon et al. 2017, eq. (13).
     """
@@ -140,12 +140,12 @@ class ZBox(AffineRule):
         require_finite(self, "low", "high")
         check_stabilizer(self)
         known = (int, float, np.ndarray, np.generic)
-        if isinstance(self.low, known) and isinstance(self.high, known):
-            if np.any(np.asarray(self.low) > np.asarray(self.high)):
-                raise HyperparameterError(
-                    f"ZBox(low={self.low}, high={self.high}): low must not exceed high.\n"
-                    "  They are bounds of the input as the layer sees it, after preprocessing."
-                )
+        both_known = isinstance(self.low, known) and isinstance(self.high, known)
+        if both_known and np.any(np.asarray(self.low) > np.asarray(self.high)):
+            raise HyperparameterError(
+                f"ZBox(low={self.low}, high={self.high}): low must not exceed high.\n"
+                "  They are bounds of the input as the layer sees it, after preprocessing."
+            )
 
     def propagate(self, layer: Any, x: jax.Array, out: Outgoing) -> Any:
         low, high = layer.constant(self.low), layer.constant(self.high)
