@@ -55,7 +55,8 @@ def lrp(
       >>> def model(params, x):
       ...     return jax.nn.relu(x @ params["w1"]) @ params["w2"]
       >>> params = {"w1": jnp.eye(2), "w2": jnp.array([[1.0, 2.0], [-1.0, 1.0]])}
-      >>> print(jax.jit(relax.lrp(model, target=0))(params, jnp.array([3.0, 1.0])).round(3))
+      >>> rules = relax.rules.Epsilon(0.0)
+      >>> print(jax.jit(relax.lrp(model, rules, target=0))(params, jnp.array([3.0, 1.0])))
       [ 3. -1.]
 
     Source: Bach et al. 2015; Montavon et al. 2019.
@@ -126,10 +127,10 @@ def vrp(
 
     Example:
       >>> import jax.numpy as jnp, relax
-      >>> w = jnp.array([[2.0, 0.0], [1.0, 1.0]])
-      >>> value, relprop = relax.vrp(lambda x: x @ w, jnp.array([1.0, 3.0]))
-      >>> (relevance,) = relprop(jnp.array([1.0, 0.0]))
-      >>> print(value, relevance.round(3))
+      >>> w, rules = jnp.array([[2.0, 0.0], [1.0, 1.0]]), relax.rules.Epsilon(0.0)
+      >>> value, relprop = relax.vrp(lambda x: x @ w, jnp.array([1.0, 3.0]), rules=rules)
+      >>> (relevance,) = relprop(jnp.array([5.0, 0.0]))
+      >>> print(value, relevance)
       [5. 3.] [2. 3.]
     """
     argnums = tuple(range(len(primals)))

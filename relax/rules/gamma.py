@@ -36,9 +36,9 @@ class Gamma(Stabilized):
     Example:
       >>> import jax.numpy as jnp, relax
       >>> f = lambda w, x: x @ w
-      >>> w, x = jnp.array([[1.0], [-1.0], [3.0]]), jnp.array([1.0, 1.0, 1.0])
-      >>> print(relax.lrp(f, relax.rules.Gamma(1.0, epsilon=0.0))(w, x).round(3))
-      [ 0.857 -0.429  2.571]
+      >>> w, x = jnp.array([[1.0], [-2.0], [2.0]]), jnp.array([1.0, 1.0, 1.0])
+      >>> print(relax.lrp(f, relax.rules.Gamma(1.0, epsilon=0.0))(w, x))
+      [ 0.5 -0.5  1. ]
 
     Source: Montavon et al. 2019, section 10.2; generalized by Andéol et al. 2023, eq. (7).
     """
@@ -114,9 +114,9 @@ class TextbookGamma(Stabilized):
     Example:
       >>> import jax.numpy as jnp, relax
       >>> f = lambda w, x: x @ w
-      >>> w, x = jnp.array([[1.0], [-1.0], [3.0]]), jnp.array([1.0, 1.0, 1.0])
-      >>> print(relax.lrp(f, relax.rules.TextbookGamma(1.0, epsilon=0.0))(w, x).round(3))
-      [ 0.857 -0.429  2.571]
+      >>> w, x = jnp.array([[1.0], [-2.0], [2.0]]), jnp.array([1.0, 1.0, 1.0])
+      >>> print(relax.lrp(f, relax.rules.TextbookGamma(1.0, epsilon=0.0))(w, x))
+      [ 0.5 -0.5  1. ]
 
     Source: Montavon et al. 2019, section 10.2; GammaRule of RelevancePropagation.jl.
     """

@@ -122,8 +122,8 @@ class ZBox(AffineRule):
       >>> import jax.numpy as jnp, relax
       >>> f = lambda w, x: x @ w
       >>> w, x = jnp.array([[1.0], [3.0]]), jnp.array([0.0, 1.0])
-      >>> print(relax.lrp(f, relax.rules.ZBox(-1.0, 1.0, epsilon=0.0))(w, x).round(3))
-      [0.429 2.571]
+      >>> print(relax.lrp(f, relax.rules.ZBox(-0.25, 1.0, epsilon=0.0))(w, x))
+      [0.1875 2.8125]
 
     Source: Montavon et al. 2017, eq. (13).
     """
