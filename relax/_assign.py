@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 
 from relax import select
 from relax._errors import (
+    RelaxWarning,
     RuleError,
     UnmatchedSelectorError,
     UnsupportedOperationError,
@@ -20,6 +22,7 @@ from relax._jaxpr import CONTROL_FLOW
 from relax._paths import nearest
 from relax.rules import Epsilon, Gradient, Linear, Pass, Rule, Winner
 from relax.rules._base import describe
+from relax.rules.activation import ReLURule
 from relax.rules.general import unmasked
 
 
@@ -92,7 +95,22 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
     else:
         for selector, rule, strict in _entries(rules):
             _apply(selector, rule, strict, layers, chosen)
-    return [rule or _default(layer) for rule, layer in zip(chosen, layers, strict=True)]
+    result = [rule or _default(layer) for rule, layer in zip(chosen, layers, strict=True)]
+    _warn_without_relu(result, layers)
+    return result
+
+
+def _warn_without_relu(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
+    """Guided backprop and its kin change ReLUs alone; without one they are the plain gradient."""
+    pairs = [(r, x) for r, x in zip(rules, layers, strict=True) if isinstance(r, ReLURule)]
+    if pairs and not any(layer.details.is_relu for _, layer in pairs):
+        names = ", ".join(sorted({layer.name for _, layer in pairs}))
+        warnings.warn(
+            f"{describe(pairs[0][0])} acts on ReLUs alone, and the function has none (it has: "
+            f"{names}), so every activation takes its plain gradient.",
+            RelaxWarning,
+            stacklevel=6,
+        )
 
 
 def _entries(rules: Any) -> list[tuple[Any, Rule, bool]]:

@@ -70,7 +70,9 @@ def _mask(target: Any, z: jax.Array) -> jax.Array:
         chosen = jnp.argmax(z, axis=-1)
     else:
         chosen = _indices(target, z)
-    return (jnp.expand_dims(chosen, -1) == jnp.arange(classes)).astype(z.dtype) * jnp.ones_like(z)
+    index = jnp.arange(classes).reshape((1,) * (z.ndim - 1) + (classes,))
+    chosen = jnp.broadcast_to(chosen, z.shape[:-1])
+    return (jnp.expand_dims(chosen, -1) == index).astype(z.dtype)
 
 
 def _indices(target: Any, z: jax.Array) -> jax.Array:

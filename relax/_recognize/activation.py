@@ -291,8 +291,8 @@ def _known_activations() -> dict[str, tuple[float, ...]]:
         **{name: getattr(nn, name) for name in _NAMED},
         "tanh": jnp.tanh,
     }
-    points = jnp.asarray(_POINTS, jnp.float32)
     with jax.ensure_compile_time_eval():
+        points = jnp.asarray(_POINTS, jnp.float32)
         return {name: tuple(map(float, f(points))) for name, f in functions.items()}
 
 

@@ -161,11 +161,14 @@ def require_finite(rule: Any, *names: str, at_least: float | None = None) -> Non
 
 
 def describe(rule: Any) -> str:
-    """A rule as a person would write it, traced hyper-parameters by their shapes."""
-    parts = []
-    for field in dataclasses.fields(rule):
+    """A rule as a person would write it: the first field, and what differs from its default."""
+    parts: list[str] = []
+    in_order = True
+    for position, field in enumerate(dataclasses.fields(rule)):
         value = getattr(rule, field.name)
-        if field.metadata.get("static") and value == field.default:
+        plain = isinstance(value, (int, float, str, bool))
+        if position and plain and isinstance(field.default, type(value)) and value == field.default:
+            in_order = False
             continue
         if isinstance(value, Rule):
             text = describe(value)
@@ -174,8 +177,6 @@ def describe(rule: Any) -> str:
         elif hasattr(value, "shape"):
             text = f"{value.dtype}{list(value.shape)}"
         else:
-            text = repr(value)
-        parts.append(
-            text if not parts and not field.metadata.get("static") else f"{field.name}={text}"
-        )
+            text = getattr(value, "__name__", None) or repr(value)
+        parts.append(text if in_order else f"{field.name}={text}")
     return f"{type(rule).__name__}({', '.join(parts)})"

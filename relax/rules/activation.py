@@ -50,7 +50,7 @@ class Pass(ActivationRule):
         return (out.message * layer.ratio(x)).astype(x.dtype)
 
 
-class _ReLURule(ActivationRule):
+class ReLURule(ActivationRule):
     """A modified gradient at ReLUs; other activations take their gradient."""
 
     def propagate(self, layer: Any, x: jax.Array, out: Outgoing) -> jax.Array:
@@ -64,7 +64,7 @@ class _ReLURule(ActivationRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidedBackprop(_ReLURule):
+class GuidedBackprop(ReLURule):
     r"""Guided backpropagation: at a ReLU, the positive part of the gradient.
 
     $$R_x = [x > 0]\,R_y^+$$
@@ -85,7 +85,7 @@ class GuidedBackprop(_ReLURule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Deconvnet(_ReLURule):
+class Deconvnet(ReLURule):
     r"""Deconvnet: at a ReLU, the positive part of what arrives, whatever the input.
 
     $$R_x = R_y^+$$
@@ -100,7 +100,7 @@ class Deconvnet(_ReLURule):
 
 
 @dataclasses.dataclass(frozen=True)
-class BetaSmooth(_ReLURule):
+class BetaSmooth(ReLURule):
     r"""The gradient of a softplus in the place of every ReLU.
 
     $$R_x = R_y\,\sigma(\beta x)$$
