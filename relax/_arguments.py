@@ -17,7 +17,7 @@ from relax._paths import argument_names, closure_names, path_name
 _Argnums = int | Sequence[int]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Traced:
     """A function traced on its arguments.
 

@@ -15,7 +15,7 @@ from relax.rules import Rule
 from relax.rules._base import Currency
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Currencies:
     """Currency ``of`` each value, ``given`` and ``arriving`` by the last equation of a layer."""
 

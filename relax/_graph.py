@@ -16,7 +16,7 @@ from relax import _jaxpr
 from relax._primitives import ELEMENTWISE
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Equation:
     """One primitive applied to numbered values.
 
@@ -45,7 +45,7 @@ class Equation:
         return [self.primitive.bind(*operands, **self.params)]  # a broadcast made explicit
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Graph:
     """A function as a list of equations in evaluation order.
 
@@ -192,7 +192,7 @@ def _explicit_broadcasts(
     return tuple(result)
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Layer:
     """A group of equations that one rule acts on.
 

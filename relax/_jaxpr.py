@@ -82,6 +82,11 @@ def scopes(equation: Any) -> tuple[str, ...]:
     return tuple(entry.name for entry in stack if type(entry).__name__ == "Scope")
 
 
+def is_library(file_name: str) -> bool:
+    """Whether a file belongs to an installed library, not to the user."""
+    return file_name.startswith(_LIBRARIES) or "site-packages" in file_name
+
+
 def user_line(equations: Sequence[Any]) -> str:
     """``file.py:line`` of the user's code that made an equation.
 
@@ -96,7 +101,7 @@ def user_line(equations: Sequence[Any]) -> str:
             name = frame.file_name
             if name.startswith(_RELAX) or name.startswith("<frozen"):
                 continue
-            if not name.startswith(_LIBRARIES) and "site-packages" not in name:
+            if not is_library(name):
                 return f"{Path(name).name}:{frame.line_num}"
         if not fallback:
             fallback = str(source_info_util.summarize(equation.source_info)).split(" ")[0]

@@ -22,7 +22,7 @@ from relax.rules._base import Currency, Outgoing, Rule, pair
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LayerOp:
     """One layer with its rule, as static data of the operation.
 
@@ -146,7 +146,7 @@ def _moved_axes(chain: _Chain, axes: tuple[int, ...], shape: tuple[int, ...], nd
     return axes if not moves and len(shape) == ndim else ((0,) if ndim > 1 else ())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _Chain:
     """The steps behind an affine core, replayed for a purpose."""
 
@@ -157,6 +157,9 @@ class _Chain:
     def core(self, x: Any, w: Any) -> Any:
         if self.details.core is None:
             return x * w
+        for index in self.details.pads:
+            pad = self.graph.equations[index]
+            (x,) = pad.evaluate((x, jnp.zeros((), x.dtype)))
         equation = self.graph.equations[self.details.core]
         operands = (x, w) if self.details.position == 0 else (w, x)
         return equation.evaluate(operands)[0]

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from relax._jaxpr import is_library
+
 
 def path_name(keys: Iterable[Any]) -> str:
     """A pytree path as text: ``params/Dense_0/kernel``."""
@@ -78,7 +80,8 @@ def _held(function: Any) -> list[Any]:
                 held.append(cell.cell_contents)
             except ValueError:  # a cell that is not filled yet
                 continue
-        names = function.__code__.co_names
+        own = not is_library(function.__code__.co_filename)
+        names = function.__code__.co_names if own else ()
         held += [function.__globals__[n] for n in names if n in function.__globals__]
     elif not isinstance(function, type):
         held.append(function)
@@ -86,7 +89,11 @@ def _held(function: Any) -> list[Any]:
 
 
 def _name_leaves(holder: Any, found: dict[int, str]) -> None:
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(holder):
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(holder)
+    except (TypeError, ValueError):  # no pytree, such as a dict with keys that have no order
+        return
+    for keys, leaf in leaves:
         if isinstance(leaf, jax.Array) or type(leaf).__name__ == "ndarray":
             found.setdefault(id(leaf), path_name(keys))
     if not any(base.__module__.split(".")[0] == "keras" for base in type(holder).__mro__):

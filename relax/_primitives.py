@@ -216,12 +216,17 @@ class ConvAxes(NamedTuple):
     rhs_out: int
     out_batch: int
     out_feature: int
+    batch_groups: int
 
 
 def conv_axes(params: dict[str, Any]) -> ConvAxes:
     numbers = params["dimension_numbers"]
     return ConvAxes(
-        numbers.lhs_spec[0], numbers.rhs_spec[0], numbers.out_spec[0], numbers.out_spec[1]
+        numbers.lhs_spec[0],
+        numbers.rhs_spec[0],
+        numbers.out_spec[0],
+        numbers.out_spec[1],
+        params["batch_group_count"],
     )
 
 

@@ -13,7 +13,7 @@ from relax._tokens import Tokens
 from relax.rules import Linear, Rule, Winner
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Rewritten:
     """A function whose derivative is relevance.
 

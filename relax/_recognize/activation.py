@@ -118,6 +118,11 @@ class _Regions:
         constant = all(self.facts.constant[v] for v in equation.inputs if not self.facts.tracked[v])
         return self.is_mask(index) or (self.is_affine(index) and not constant)
 
+    def is_sum(self, index: int) -> bool:
+        """A sum of two branches: if one holds a weight, as in ``x + relu(bn(x))``, it stays one."""
+        moving = self.dominators.roots_of.get(index, ())
+        return self.graph.equations[index].primitive in SHIFT and len(moving) > 1
+
     def body(self, start: int, end: int) -> list[int] | None:
         """Equations between two values, or None if an inner value is read from outside."""
         found: set[int] = set()
@@ -138,33 +143,51 @@ class _Regions:
                 return None
         return sorted(found)
 
-    def leaves_call(self, index: int, end: int) -> bool:
-        """A nonlinear step that is, or follows, a function of jax.nn: two activations in a row."""
-        if self.is_affine(index):
+    def bends(self, body: list[int]) -> bool:
+        """Whether a region holds anything but affine steps."""
+        return any(not self.is_affine(index) for index in body)
+
+    def is_candidate(self, index: int) -> bool:
+        """Where an activation may end: a nonlinear step, a rejoin, or a literal added to one."""
+        if index in self.claimed or index not in self.dominators.roots_of or self.is_mask(index):
+            return False
+        equation = self.graph.equations[index]
+        if not self.facts.tracked[equation.outputs[0]]:
+            return False
+        shifts = equation.primitive in SHIFT and not self.splits(index)
+        return shifts or not self.is_affine(index)
+
+    def leaves_call(self, index: int, last: int | None) -> bool:
+        """Two functions of jax.nn in a row are two activations."""
+        if last is None or self.is_affine(index):
             return False
         here = self.graph.equations[index].calls
-        there = self.graph.equations[self.producer[end]].calls
-        shared = sum(1 for _ in itertools.takewhile(lambda p: p[0] == p[1], zip(here, there)))  # noqa: B905
-        return any(hasattr(jax.nn, name) for name in (*here[shared:], *there[shared:]))
+        there = self.graph.equations[last].calls
+        pairs = zip(here, there, strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return any(hasattr(_nn(), name) for name in (*here[shared:], *there[shared:]))
 
     def grow(self, end: int) -> tuple[int, list[int]] | None:
         """The largest closed region that ends in a value: where it starts, and its equations."""
         best = None
         start = end
+        last = None  # the nonlinear step crossed last
         while start in self.dominators.parent:
             index = self.producer[start]
             if index in self.claimed:
                 break
-            if start != end and (self.splits(index) or self.leaves_call(index, end)):
+            if start != end and (self.splits(index) or self.leaves_call(index, last)):
                 break
+            if last is None and not self.is_affine(index):
+                last = index
             start = self.dominators.parent[start]
             body = self.body(start, end)
-            if body is None:
+            if body is None or (self.is_sum(index) and any(map(self.splits, body))):
                 break
             best = start, body
             if not self.facts.tracked[start]:
                 break
-        return best
+        return best if best is not None and self.bends(best[1]) else None
 
 
 def find_activations(
@@ -175,12 +198,9 @@ def find_activations(
     layers = []
     known: dict[Any, tuple[ActivationDetails, str]] = {}
     for index in reversed(range(len(graph.equations))):
-        equation = graph.equations[index]
-        if index in claimed or index not in regions.dominators.roots_of:
+        if not regions.is_candidate(index):
             continue
-        end = equation.outputs[0]
-        if not facts.tracked[end] or regions.is_affine(index) or regions.is_mask(index):
-            continue
+        end = graph.equations[index].outputs[0]
         region = regions.grow(end)
         if region is None or not facts.tracked[region[0]]:
             continue
@@ -281,10 +301,17 @@ def _evaluated(
     return ActivationDetails(passes_zero, dead_below, is_relu, slope, curvature), name
 
 
+def _nn() -> Any:
+    """jax.nn, imported when first needed: `import jax` does not import it."""
+    import jax.nn
+
+    return jax.nn
+
+
 @functools.cache
 def _known_activations() -> dict[str, tuple[float, ...]]:
     """Values of the usual activations at a few points, to call a region by its name."""
-    nn = jax.nn
+    nn = _nn()
     functions = {
         "gelu": nn.gelu,
         "gelu_exact": functools.partial(nn.gelu, approximate=False),

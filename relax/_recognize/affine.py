@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from jax import lax
+
 from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     CAST,
@@ -49,6 +51,7 @@ class AffineDetails:
     Attributes:
       core: index of its ``dot_general`` or ``conv_general_dilated``; None for a scale and shift.
       position: which operand of the core carries relevance.
+      pads: zero paddings in front of the core, which are part of it: beyond the border is nothing.
       steps: what follows the core.
       batch_axes: axes of the layer's input, the samples of which do not mix.
       core_batch_axes: the same axes in the output of the core.
@@ -58,6 +61,7 @@ class AffineDetails:
 
     core: int | None
     position: int
+    pads: tuple[int, ...]
     steps: tuple[Step, ...]
     batch_axes: tuple[int, ...]
     core_batch_axes: tuple[int, ...]
@@ -168,6 +172,22 @@ class _Search:
             return set().union(*(self.varying(v, depth - 1) for v in equation.inputs)) & wide
         return wide
 
+    def pads(self, value: int) -> tuple[int, ...]:
+        """Zero paddings that only the core reads, in evaluation order."""
+        found: list[int] = []
+        while self.single_user(value) is not None:
+            index = self.producer.get(value)
+            if index is None or index in self.claimed:
+                break
+            equation = self.graph.equations[index]
+            if equation.primitive is not lax.pad_p or self.sole_tracked(equation) != 0:
+                break
+            if self.facts.number(equation.inputs[1]) != 0:
+                break
+            found.insert(0, index)
+            value = equation.inputs[0]
+        return tuple(found)
+
     def chain(self, value: int, axes: dict[int, int] | None) -> tuple[list[Step], int]:
         """Steps behind ``value`` up to the last that has a weight, and the value they end in.
 
@@ -206,6 +226,8 @@ def _core_axes(
     """Output axis to weight axis; batch axes of the input; the same in the output."""
     if equation.primitive is CONV:
         axes = conv_axes(equation.params)
+        if axes.batch_groups != 1:
+            return {axes.out_feature: axes.rhs_out} if position == 0 else {}, (), ()
         if position == 0:
             return {axes.out_feature: axes.rhs_out}, (axes.lhs_batch,), (axes.out_batch,)
         return {axes.out_batch: axes.lhs_batch}, (axes.rhs_out,), (axes.out_feature,)
@@ -239,15 +261,17 @@ def find_affine(
         ndims = [len(graph.shape(v)) for v in equation.inputs]
         axes, batch, core_batch = _core_axes(equation, position, ndims)
         steps, end = search.chain(equation.outputs[0], axes)
+        pads = search.pads(equation.inputs[position])
         details = AffineDetails(
             index,
             position,
+            pads,
             tuple(steps),
             batch,
             core_batch,
-            facts.nonnegative(equation.inputs[position]),
+            facts.nonnegative(equation.inputs[position]),  # a zero padding changes nothing
         )
-        indices = (index, *(step.equation for step in steps))
+        indices = (*pads, index, *(step.equation for step in steps))
         inputs, operands = boundary(graph, indices, facts.tracked)
         kind = "conv" if equation.primitive is CONV else "dense"
         layers.append(Layer(kind, kind, indices, inputs, operands, (end,), details))
@@ -286,7 +310,13 @@ def find_scale_shift(
         inputs, operands = boundary(graph, indices, facts.tracked)
         batch = tuple(range(max(len(graph.shape(end)) - 1, 0)))
         details = AffineDetails(
-            None, 0, tuple(steps), batch, batch, facts.nonnegative(first.inputs[steps[0].position])
+            None,
+            0,
+            (),
+            tuple(steps),
+            batch,
+            batch,
+            facts.nonnegative(first.inputs[steps[0].position]),
         )
         layers.append(
             Layer("scale_shift", "scale_shift", indices, inputs, operands, (end,), details)

@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Facts:
     """What is known of each value.
 

@@ -58,7 +58,7 @@ class Rule:
         return self.relevance(layer, x, out.relevance)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Outgoing:
     """What arrives at the output of a layer.
 
@@ -166,17 +166,27 @@ def describe(rule: Any) -> str:
     in_order = True
     for position, field in enumerate(dataclasses.fields(rule)):
         value = getattr(rule, field.name)
-        plain = isinstance(value, (int, float, str, bool))
-        if position and plain and isinstance(field.default, type(value)) and value == field.default:
+        if position and _is_default(field.default, value):
             in_order = False
             continue
-        if isinstance(value, Rule):
-            text = describe(value)
-        elif is_number(value):
-            text = f"{value:g}"
-        elif hasattr(value, "shape"):
-            text = f"{value.dtype}{list(value.shape)}"
-        else:
-            text = getattr(value, "__name__", None) or repr(value)
+        text = _text(value)
         parts.append(text if in_order else f"{field.name}={text}")
     return f"{type(rule).__name__}({', '.join(parts)})"
+
+
+def _is_default(default: Any, value: Any) -> bool:
+    return (
+        isinstance(value, (int, float, str, bool))
+        and type(value) is type(default)
+        and (value == default)
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Rule):
+        return describe(value)
+    if is_number(value):
+        return f"{value:g}"
+    if hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    return getattr(value, "__name__", None) or repr(value)

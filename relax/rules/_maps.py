@@ -23,7 +23,7 @@ def transposed(function: Callable[[Any], jax.Array], example: Any, s: jax.Array)
     return result
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AffineMap:
     """An affine layer ``z = x w + b``, merged with whatever BatchNorm and scale followed it.
 
@@ -128,7 +128,7 @@ class AffineMap:
         return jnp.broadcast_to(value, shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LinearMap:
     """A sum, mean, pooling or other linear layer: its inputs are a tuple.
 
@@ -177,7 +177,7 @@ class LinearMap:
         return tuple(jnp.full(a.shape, value, a.dtype) for a in self.example)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ElementwiseMap:
     """An activation ``y = phi(x)``.
 
@@ -228,7 +228,7 @@ def _is_flat(curvature: Any) -> bool:
     return isinstance(curvature, float) and curvature == 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GeneralMap:
     """Any other differentiable layer: a tuple of inputs to a tuple of outputs."""
 

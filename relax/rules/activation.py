@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from relax.rules._base import AFFINE, Currency, Outgoing, Rule, require_finite
 
@@ -120,7 +121,7 @@ class BetaSmooth(ReLURule):
         require_finite(self, "beta")
 
     def rectified(self, x: jax.Array, relevance: jax.Array) -> jax.Array:
-        return (relevance * jax.nn.sigmoid(self.beta * x)).astype(x.dtype)
+        return (relevance * lax.logistic(self.beta * x)).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
