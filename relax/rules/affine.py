@@ -89,7 +89,7 @@ def add(a: Any, b: Any, factor: Any = 1) -> Any:
 
 
 def with_bias(layer: Any, zero_bias: bool) -> Any:
-    return layer.withoutwith_bias() if zero_bias else layer
+    return layer.without_bias() if zero_bias else layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Epsilon(Stabilized):
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         if hasattr(layer, "ratio"):  # an activation
             return out.over(self.denominator(layer, x)) if not self.bias_share else out.relevance
-        z = layer.withoutwith_bias()(x) if self.zero_bias and layer.bias is not None else out.value
+        z = layer.without_bias()(x) if self.zero_bias and layer.bias is not None else out.value
         if is_zero(self.epsilon) and z is out.value and out.currency == "coefficient":
             s = out.message
         else:
