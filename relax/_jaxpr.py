@@ -88,25 +88,24 @@ def is_library(file_name: str) -> bool:
 
 
 def user_line(equations: Sequence[Any]) -> str:
-    """``file.py:line`` of the user's code that made an equation.
+    """``file.py:line`` of the user's code that made an equation, or nothing.
 
-    ``equations`` are the equation and the calls around it, innermost first. The first frame
-    outside relax and outside installed libraries wins; without one, the innermost frame that
-    is not JAX's own.
+    ``equations`` are the equation and the calls around it, innermost first. The first frame outside
+    relax and outside installed libraries wins; without one, the first of a library that is not JAX.
     """
     fallback = ""
     for equation in equations:
         traceback = equation.source_info.traceback
         for frame in traceback.frames if traceback is not None else ():
             name = frame.file_name
-            if name.startswith(_RELAX) or name.startswith("<frozen"):
+            if name.startswith((_RELAX, "<frozen")):
                 continue
+            place = f"{Path(name).name}:{frame.line_num}"
             if not is_library(name):
-                return f"{Path(name).name}:{frame.line_num}"
-        if not fallback:
-            fallback = str(source_info_util.summarize(equation.source_info)).split(" ")[0]
-    file, _, rest = fallback.rpartition("/")
-    return ":".join(rest.split(":")[:2]) if file else fallback
+                return place
+            if not fallback and "/jax/" not in name and name.endswith(".py"):
+                fallback = place
+    return fallback
 
 
 def short_name(primitive: Any) -> str:

@@ -118,7 +118,7 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
         outputs = tuple(v for v in equation.outputs if facts.tracked[v])
         if index in claimed or not outputs:
             continue
-        kind = _single_kind(facts, equation)
+        kind = _single_kind(graph, facts, equation)
         if kind == "routing":
             continue
         inputs, operands = boundary(graph, (index,), facts.tracked)
@@ -133,15 +133,15 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
     return layers
 
 
-def _single_kind(facts: Facts, equation: Equation) -> str:
+def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
     primitive = equation.primitive
     moving = [i for i, value in enumerate(equation.inputs) if facts.tracked[value]]
     if primitive in SUM and len(moving) == 2:
         return "sum"
     if primitive in MAX_POOL:
         return "max_pool"
-    if primitive in WINNER:
-        return "winner"
+    if primitive in WINNER or (primitive is lax.select_n_p and graph.depends[equation.inputs[0]]):
+        return "winner"  # a choice that the input itself makes
     if primitive in ROUTING or (primitive in SUM and len(moving) == 1):
         return "routing"
     if primitive in LINEAR:

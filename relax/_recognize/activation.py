@@ -165,7 +165,7 @@ class _Regions:
         there = self.graph.equations[last].calls
         pairs = zip(here, there, strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return any(hasattr(_nn(), name) for name in (*here[shared:], *there[shared:]))
+        return any(hasattr(jax.nn, name) for name in (*here[shared:], *there[shared:]))
 
     def grow(self, end: int) -> tuple[int, list[int]] | None:
         """The largest closed region that ends in a value: where it starts, and its equations."""
@@ -301,17 +301,10 @@ def _evaluated(
     return ActivationDetails(passes_zero, dead_below, is_relu, slope, curvature), name
 
 
-def _nn() -> Any:
-    """jax.nn, imported when first needed: `import jax` does not import it."""
-    import jax.nn
-
-    return jax.nn
-
-
 @functools.cache
 def _known_activations() -> dict[str, tuple[float, ...]]:
     """Values of the usual activations at a few points, to call a region by its name."""
-    nn = _nn()
+    nn = jax.nn
     functions = {
         "gelu": nn.gelu,
         "gelu_exact": functools.partial(nn.gelu, approximate=False),

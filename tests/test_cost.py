@@ -1,0 +1,108 @@
+"""The price of each composite, in FLOPs of the compiled program relative to the plain gradient."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import relax
+from relax import composites
+
+CHANNELS = (16, 16, "pool", 32, 32, "pool", 64, 64, "pool")
+
+
+def network(params, x):
+    """A small VGG on 32x32 pictures; ReLUs throughout."""
+    layers = iter(params)
+    for width in CHANNELS:
+        if width == "pool":
+            window = (1, 2, 2, 1)
+            x = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+        else:
+            kernel, bias = next(layers)
+            numbers = ("NHWC", "HWIO", "NHWC")
+            x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+            x = jax.nn.relu(x + bias.reshape(1, 1, 1, -1))
+    x = x.reshape(x.shape[0], -1)
+    kernel, bias = next(layers)
+    x = jax.nn.relu(x @ kernel + bias.reshape(1, -1))
+    kernel, bias = next(layers)
+    return x @ kernel + bias.reshape(1, -1)
+
+
+def shapes():
+    width, params = 3, []
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    for size in CHANNELS:
+        if size != "pool":
+            params.append((shape(3, 3, width, size), shape(size)))
+            width = size
+    params += [(shape(64 * 16, 64), shape(64)), (shape(64, 10), shape(10))]
+    return params, shape(2, 32, 32, 3)
+
+
+def flops(function):
+    return jax.jit(function).lower(*shapes()).compile().cost_analysis()["flops"]
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    return flops(jax.grad(lambda params, x: network(params, x)[:, 0].sum(), argnums=1))
+
+
+@pytest.mark.parametrize(
+    ("rules", "ceiling"),
+    [
+        (composites.epsilon(), 1.05),
+        (composites.epsilon_plus(), 1.6),
+        (composites.epsilon_plus_flat(), 1.6),
+        (composites.excitation_backprop(), 1.6),
+        (composites.epsilon_gamma_box(), 1.75),
+        (composites.epsilon_alpha2_beta1(), 2.7),
+        (composites.epsilon_alpha2_beta1_flat(), 2.7),
+    ],
+    ids=lambda value: "" if isinstance(value, float) else None,
+)
+def test_flops_stay_below_the_ceiling(rules, ceiling, gradient):
+    """Signs known from the graph and a reused z keep each rule at its lowest number of passes."""
+    ratio = flops(relax.lrp(network, rules, target=0)) / gradient
+    assert 0.95 < ratio < ceiling
+
+
+def test_signs_are_what_saves_the_passes(gradient):
+    """The same layers behind tanh, whose sign is not known, cost more: the ratio can rise."""
+
+    def signed(params, x):
+        (kernel, bias), (kernel2, bias2) = params
+        h = jnp.tanh(x @ kernel + bias.reshape(1, -1))
+        return h @ kernel2 + bias2.reshape(1, -1)
+
+    def unsigned(params, x):
+        (kernel, bias), (kernel2, bias2) = params
+        h = jax.nn.relu(x @ kernel + bias.reshape(1, -1))
+        return h @ kernel2 + bias2.reshape(1, -1)
+
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    params = [(shape(64, 512), shape(512)), (shape(512, 64), shape(64))]
+    x = shape(64, 64)
+    rule = relax.rules.ZPlus()
+    counted = [
+        jax.jit(relax.lrp(f, {"1/*": rule})).lower(params, x).compile().cost_analysis()["flops"]
+        for f in (signed, unsigned)
+    ]
+    assert counted[0] > 1.3 * counted[1]
+
+
+def test_a_sweep_shares_the_forward_pass():
+    """Sixteen gammas by vmap compile to fewer FLOPs than sixteen runs."""
+    x = jnp.ones((2, 32, 32, 3), jnp.float32)
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes()[0])
+
+    def explain(gamma):
+        rules = relax.composites.epsilon_gamma_box(gamma=gamma)
+        return relax.lrp(network, rules, target=0)(params, x)
+
+    gammas = jax.ShapeDtypeStruct((16,), jnp.float32)
+    swept = jax.jit(jax.vmap(explain)).lower(gammas).compile().cost_analysis()["flops"]
+    one = jax.jit(explain).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    assert swept < 0.8 * 16 * one.cost_analysis()["flops"]
