@@ -187,7 +187,20 @@ class _Regions:
             best = start, body
             if not self.facts.tracked[start]:
                 break
-        return best if best is not None and self.bends(best[1]) else None
+        return self.trim(*best) if best is not None and self.bends(best[1]) else None
+
+    def trim(self, start: int, body: list[int]) -> tuple[int, list[int]]:
+        """Leaves scales and casts in front of a piecewise linear function (a ReLU) outside."""
+        equations = self.graph.equations
+        if not all(equations[index].primitive in PIECEWISE_LINEAR for index in body):
+            return start, body
+        while self.is_affine(body[0]) and equations[body[0]].primitive in SCALE | CAST:
+            behind = equations[body[0]].outputs[0]
+            inner = self.body(behind, equations[body[-1]].outputs[0])
+            if inner is None or len(inner) != len(body) - 1:
+                break  # what is scaled is read by the rest as well
+            start, body = behind, inner
+        return start, body
 
 
 def find_activations(
@@ -280,7 +293,7 @@ def _evaluated(
     def phi(x: jax.Array) -> jax.Array:
         values: dict[int, jax.Array] = {start: x}
         for value in operands:
-            shape = x.shape if graph.shape(value) else ()
+            shape = x.shape if graph.shape(value) == graph.shape(start) else ()
             values[value] = jnp.full(shape, facts.interval[value][0], graph.avals[value].dtype)
         return replay(graph, body, values, (end,))[0]
 

@@ -39,7 +39,8 @@ class Linear(Rule):
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         if getattr(layer, "one_to_one", False) and out.currency == "relevance":
-            return (out.relevance,)
+            (factor,) = layer.pull_back(jnp.ones_like(out.relevance))
+            return (jnp.where(factor == 0, 0, out.relevance),)
         return layer.pull_back(out.coefficient)
 
 
