@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class Traced:
 
     Attributes:
       closed: its jaxpr; ``leaves``: the array arguments it takes; ``explained``: positions in them.
-      names: path of each leaf; ``const_names``: of each closed-over array, where it is known.
+      names: path of each leaf; ``closure_names``: of closed-over arrays, by identity, where known.
       value_tree: structure of the value; ``count``: number of its leaves, the first outputs.
       rebuild_aux: the auxiliary output from the remaining outputs.
       rebuild: explained arguments from a list of their leaves.
@@ -33,7 +34,7 @@ class Traced:
     leaves: list[Any]
     explained: list[int]
     names: list[str]
-    const_names: list[str | None]
+    closure_names: dict[int, str]
     value_tree: Any
     count: int
     rebuild_aux: Callable[[Sequence[Any]], Any]
@@ -54,7 +55,7 @@ def resolve_argnums(argnums: _Argnums, count: int) -> tuple[int, ...]:
     """
     given = (argnums,) if isinstance(argnums, (int, np.integer)) else argnums
     try:
-        numbers = [int(n) for n in given]
+        numbers = [operator.index(n) for n in given]
     except (TypeError, ValueError):
         raise ArgumentError(
             f"argnums must be an int or a tuple of ints, not {argnums!r}."
@@ -125,6 +126,11 @@ def trace(
             result, aux = result
         values, shape["value_tree"] = jax.tree.flatten(result)
         shape["count"] = len(values)
+        if not values:
+            raise ArgumentError(
+                f"The function returned {result!r}, which holds no array: there is nothing to "
+                "explain.\n  Does it end in a return statement?"
+            )
         for value in values:
             if not (is_array(value) or isinstance(value, (int, float, complex))):
                 raise ArgumentError(
@@ -137,7 +143,6 @@ def trace(
 
     closed = _jaxpr.trace(flat_fun, leaves)
     by_identity = closure_names(fun)
-    const_names = [by_identity.get(id(const)) for const in closed.consts]
 
     def rebuild_aux(arrays: Sequence[Any]) -> Any:
         rest = iter(arrays)
@@ -156,7 +161,7 @@ def trace(
         leaves,
         explained,
         names,
-        const_names,
+        by_identity,
         shape["value_tree"],
         shape["count"],
         rebuild_aux,

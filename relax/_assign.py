@@ -85,6 +85,8 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
       UnsupportedOperationError: an operation has no default and was given no rule by name.
     """
     chosen: list[Rule | None] = [None] * len(layers)
+    if isinstance(rules, type):
+        raise RuleError(f"{rules!r} is a class, not a rule.\n  Did you mean {rules.__name__}()?")
     if isinstance(rules, Rule):
         kinds = unmasked(rules).kinds
         chosen = [
@@ -123,10 +125,9 @@ def _entries(rules: Any) -> list[tuple[Any, Rule, bool]]:
         for item in rules:
             entries += _entries(item if isinstance(item, Composite) else Composite((item,)))
         return entries
-    hint = f"\n  Did you mean {rules.__name__}()?" if isinstance(rules, type) else ""
     raise RuleError(
         f"`rules` must be a rule, a composite, a mapping or list of (selector, rule), or a "
-        f"callable layer -> rule; got {rules!r}.{hint}"
+        f"callable layer -> rule; got {rules!r}.\n  For example relax.rules.Epsilon()."
     )
 
 
@@ -135,7 +136,12 @@ def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
     if rule is None:
         return None
     if not isinstance(rule, Rule):
-        raise RuleError(message(f"`rules` returned {rule!r}, which is no rule", path=layer.label))
+        name = getattr(rules, "__name__", "rules")
+        made = isinstance(rule, Composite)
+        hint = f"Did you mean {name}()?" if made else "It must return a rule or None."
+        raise RuleError(
+            message(f"`{name}` returned {rule!r}, which is no rule", path=layer.label, remedy=hint)
+        )
     _require(rule, [layer])
     return rule
 
@@ -227,6 +233,8 @@ def _default(layer: Layer) -> Rule:
         why = "Its body is not opened yet."
     elif len(layer.outputs) > 1:
         why = "It has several outputs that depend on the explained input."
+    elif layer.name == "softmax":
+        why = "A softmax, log_softmax or logsumexp has no rule yet: explain the logits before it."
     else:
         why = "No rule of LRP is known for it."
     raise UnsupportedOperationError(

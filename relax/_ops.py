@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from relax._errors import RuleError, message
 from relax._graph import Graph, Layer, replay
 from relax._numerics import is_number
 from relax._recognize import AFFINE, AffineDetails
-from relax.rules._base import Currency, Outgoing, Rule, pair
+from relax.rules._base import Currency, Outgoing, Rule, describe, pair
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
 
 
@@ -78,7 +79,7 @@ class LayerOp:
                 if kind in AFFINE
                 else self.elementwise(x, operands, outputs[0])
             )
-            return (_like(rule.propagate(view, x, out), x),)
+            return (self.checked(rule, rule.propagate(view, x, out), x),)
         if kind in ("sum", "mean", "avg_pool", "linear"):
             out = Outgoing(outputs[0], messages[0], self.arriving)
             result = rule.propagate(self.linear(inputs, operands, outputs[0]), inputs, out)
@@ -86,7 +87,21 @@ class LayerOp:
             out = Outgoing(outputs, messages, self.arriving)
             view = GeneralMap(lambda x: self.forward(x, operands), inputs)
             result = rule.propagate(view, inputs, out)
-        return tuple(_like(r, x) for r, x in zip(result, inputs, strict=True))
+        return tuple(self.checked(rule, r, x) for r, x in zip(result, inputs, strict=True))
+
+    def checked(self, rule: Rule, result: Any, x: Any) -> Any:
+        """What a rule returned, in the dtype of the input; a wrong shape is the rule's mistake."""
+        if jnp.shape(result) != x.shape:
+            raise RuleError(
+                message(
+                    f"{describe(rule)} returned relevance of shape {jnp.shape(result)} for an "
+                    f"input of shape {x.shape}",
+                    where=self.layer.where,
+                    path=self.layer.label,
+                    remedy="Its method must return the relevance of the layer's input x.",
+                )
+            )
+        return jnp.asarray(result).astype(x.dtype)
 
     def elementwise(self, x: Any, operands: tuple[Any, ...], y: Any) -> ElementwiseMap:
         d = self.layer.details
@@ -256,11 +271,6 @@ def _folded(factor: Any, axes: tuple[tuple[int, int], ...], ndim: int) -> Any:
     for i, size in zip(order, compact.shape, strict=True):
         shape[axes[i][1]] = size
     return compact.reshape(shape)
-
-
-def _like(message: Any, x: Any) -> Any:
-    message = jnp.asarray(message)
-    return message if message.dtype == x.dtype else message.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,15 +55,18 @@ def closure_names(fun: Callable[..., Any]) -> dict[int, str]:
             return
         seen.add(id(function))
         for holder in _held(function):
-            _name_leaves(holder, found)
+            _name_leaves(holder, (), found, seen)
             if (
                 inspect.isroutine(holder)
+                or isinstance(holder, functools.partial)
                 or hasattr(holder, "__wrapped__")
-                or (isinstance(holder, functools.partial))
             ):
                 visit(holder)
 
-    visit(fun)
+    try:
+        visit(fun)
+    except Exception:  # a user's attribute may raise anything; names are a courtesy, no more
+        return found
     return found
 
 
@@ -88,18 +92,34 @@ def _held(function: Any) -> list[Any]:
     return [item for item in held if not inspect.ismodule(item) and not isinstance(item, type)]
 
 
-def _name_leaves(holder: Any, found: dict[int, str]) -> None:
+def _name_leaves(
+    holder: Any, prefix: tuple[Any, ...], found: dict[int, str], seen: set[int]
+) -> None:
+    """Names the arrays in a pytree, in the attributes of plain objects, in a Keras model."""
+    if any(base.__module__.split(".")[0] == "keras" for base in type(holder).__mro__):
+        for variable in getattr(holder, "variables", ()):
+            found.setdefault(id(variable.value), str(variable.path))
+        return
     try:
         leaves = jax.tree_util.tree_leaves_with_path(holder)
     except (TypeError, ValueError):  # no pytree, such as a dict with keys that have no order
         return
     for keys, leaf in leaves:
+        path = (*prefix, *keys)
         if isinstance(leaf, jax.Array) or type(leaf).__name__ == "ndarray":
-            found.setdefault(id(leaf), path_name(keys))
-    if not any(base.__module__.split(".")[0] == "keras" for base in type(holder).__mro__):
-        return
-    for variable in getattr(holder, "variables", ()):
-        found.setdefault(id(variable.value), str(variable.path))
+            found.setdefault(id(leaf), path_name(path))
+        elif _is_plain_object(leaf) and len(path) < 8 and id(leaf) not in seen:
+            seen.add(id(leaf))
+            _name_leaves(dict(vars(leaf)), path, found, seen)
+
+
+def _is_plain_object(leaf: Any) -> bool:
+    """An object of the user's own class that is no pytree: its attributes may hold weights."""
+    if isinstance(leaf, type) or inspect.isroutine(leaf) or inspect.ismodule(leaf):
+        return False
+    module = sys.modules.get(type(leaf).__module__)
+    file = getattr(module, "__file__", None)
+    return hasattr(leaf, "__dict__") and (file is None or not is_library(file))
 
 
 def matches(pattern: str, candidates: Iterable[str]) -> bool:

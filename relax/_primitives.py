@@ -91,6 +91,7 @@ LINEAR = frozenset(
 LINEAR_IN = {
     lax.mul_p: (0, 1),
     lax.div_p: (0,),
+    lax.scatter_mul_p: (0,),
     DOT: (0, 1),
     CONV: (0, 1),
     p.triangular_solve_p: (1,),

@@ -48,9 +48,10 @@ class Program:
         explained = [graph.inputs[i] for i in traced.explained]
         self.facts = gather_facts(graph, explained)
         names = dict(zip(graph.inputs, traced.names, strict=True))
-        for value, name in zip(graph.consts, traced.const_names, strict=True):
-            if name:
-                names[value] = name
+        known = dict(zip(graph.consts, traced.closed.consts, strict=True)) | graph.literals
+        for value, array in known.items():
+            if id(array) in traced.closure_names:
+                names[value] = traced.closure_names[id(array)]
         layers = find_layers(graph, self.facts, names)
         self.layers = layers
         self.rules = assign(rules, layers)

@@ -76,6 +76,8 @@ class Plan(Sequence[Row]):
         return iter(self._rows)
 
     def __str__(self) -> str:
+        if not self._rows:
+            return "no layers: nothing but moves of data between the input and the output"
         table = [_COLUMNS, *(row.cells() for row in self._rows)]
         used = [i for i in range(len(_COLUMNS)) if any(row[i] for row in table[1:])]
         widths = {i: max(len(row[i]) for row in table) for i in used}

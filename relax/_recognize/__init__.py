@@ -16,6 +16,7 @@ from relax._primitives import (
     RESHAPING,
     ROUTING,
     SCALE,
+    SHIFT,
     SUM,
     WINNER,
 )
@@ -61,7 +62,8 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     """
     consumers = graph.consumers()
     claimed: set[int] = set(facts.sources)
-    layers = find_affine(graph, facts, consumers, claimed)
+    layers = _find_softmax_shifts(graph, facts, consumers, claimed)
+    layers += find_affine(graph, facts, consumers, claimed)
     layers += _find_pools(graph, facts, consumers, claimed)
     layers += find_activations(graph, facts, consumers, claimed)
     layers += find_scale_shift(graph, facts, consumers, claimed)
@@ -70,6 +72,27 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     _mark_dead_outputs(layers, consumers)
     _mark_first(graph, facts, layers)
     _name(graph, facts, layers, names)
+    return layers
+
+
+def _find_softmax_shifts(
+    graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
+) -> list[Layer]:
+    """The ``x - stop_gradient(max(x))`` of a softmax: no bias, whatever it looks like."""
+    layers = []
+    for index, equation in enumerate(graph.equations):
+        if equation.primitive not in SHIFT or index in claimed:
+            continue
+        tracked = [v for v in equation.inputs if facts.tracked[v]]
+        held = [v for v in equation.inputs if graph.depends[v] and not facts.tracked[v]]
+        out = equation.outputs[0]
+        readers = [graph.equations[i].primitive for i in consumers[out] if i >= 0]
+        if len(tracked) == len(held) == 1 and lax.exp_p in readers:
+            _, operands = boundary(graph, (index,), facts.tracked)
+            layers.append(
+                Layer("unsupported", "softmax", (index,), tuple(tracked), operands, (out,))
+            )
+            claimed.add(index)
     return layers
 
 
@@ -193,7 +216,7 @@ def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[in
                 candidates = [graph.equations[core].inputs[1 - layer.details.position]]
             else:
                 candidates = list(layer.operands)
-            origins = (facts.origin[value] for value in candidates)
+            origins = (facts.origin[value] for value in candidates if not graph.depends[value])
             layer.weight_path = next((names[v] for v in origins if v in names), "")
         parent = layer.weight_path.rpartition("/")[0]
         if layer.kind in AFFINE:

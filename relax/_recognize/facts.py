@@ -64,6 +64,7 @@ def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
     for value, literal in graph.literals.items():
         number = numpy_scalar(literal)
         facts.constant[value] = number is not None
+        facts.origin[value] = value if number is None else -1
         if number is not None and not math.isnan(number):
             facts.interval[value] = (number, number)
     sizes = [math.prod(graph.shape(value)) for value in range(count)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from relax._errors import HyperparameterError, RuleError
 from relax._numerics import divide, is_number, narrow, stabilize, wide
@@ -142,19 +143,29 @@ def _unflattener(cls: type) -> Callable[[Any, Any], Any]:
     return unflatten
 
 
+def known(value: Any) -> np.ndarray | None:
+    """A hyper-parameter as numbers, unless it is traced."""
+    if isinstance(value, Tracer) or not isinstance(
+        value, (int, float, np.generic, np.ndarray, jax.Array)
+    ):
+        return None
+    return np.asarray(value)
+
+
 def require_finite(rule: Any, *names: str, at_least: float | None = None) -> None:
-    """Checks hyper-parameters that are Python numbers; traced ones cannot be checked."""
+    """Checks hyper-parameters that are numbers or arrays; traced ones cannot be checked."""
     for name in names:
         value = getattr(rule, name)
         if isinstance(value, (str, bool)) or value is None:
             raise HyperparameterError(
                 f"{type(rule).__name__}({name}={value!r}): expected a number or an array."
             )
-        if not is_number(value):
+        numbers = known(value)
+        if numbers is None:
             continue
-        if not math.isfinite(value):
+        if not np.all(np.isfinite(numbers)):
             raise HyperparameterError(f"{type(rule).__name__}({name}={value}) is not finite.")
-        if at_least is not None and value < at_least:
+        if at_least is not None and np.any(numbers < at_least):
             raise HyperparameterError(
                 f"{type(rule).__name__}({name}={value}) must be at least {at_least:g}."
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from relax._errors import HyperparameterError
 from relax._numerics import (
@@ -30,6 +31,7 @@ from relax.rules._base import (
     Currency,
     Outgoing,
     Rule,
+    known,
     require_finite,
     static,
 )
@@ -276,14 +278,11 @@ class AlphaBeta(Stabilized):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_finite(self, "alpha", "beta")
-        if (
-            is_number(self.alpha)
-            and is_number(self.beta)
-            and abs(self.alpha - self.beta - 1) > 1e-6
-        ):
+        alpha, beta = known(self.alpha), known(self.beta)
+        if alpha is not None and beta is not None and np.any(np.abs(alpha - beta - 1) > 1e-6):
             raise HyperparameterError(
-                f"AlphaBeta(alpha={self.alpha:g}, beta={self.beta:g}): alpha - beta must be 1, or "
-                f"relevance is not conserved.\n  Try AlphaBeta({self.alpha:g}, {self.alpha - 1:g})."
+                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or "
+                f"relevance is not conserved.\n  Try AlphaBeta({alpha}, {alpha - 1})."
             )
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:

@@ -13,7 +13,7 @@ import numpy as np
 
 from relax._errors import HyperparameterError
 from relax._numerics import Stabilizer, stabilize, wide
-from relax.rules._base import AFFINE, SUMS, Outgoing, require_finite, static
+from relax.rules._base import AFFINE, SUMS, Outgoing, known, require_finite, static
 from relax.rules.affine import AffineRule, check_stabilizer
 
 
@@ -139,9 +139,8 @@ class ZBox(AffineRule):
         require_finite(self, "epsilon", at_least=0)
         require_finite(self, "low", "high")
         check_stabilizer(self)
-        known = (int, float, np.ndarray, np.generic)
-        both_known = isinstance(self.low, known) and isinstance(self.high, known)
-        if both_known and np.any(np.asarray(self.low) > np.asarray(self.high)):
+        low, high = known(self.low), known(self.high)
+        if low is not None and high is not None and np.any(low > high):
             raise HyperparameterError(
                 f"ZBox(low={self.low}, high={self.high}): low must not exceed high.\n"
                 "  They are bounds of the input as the layer sees it, after preprocessing."
