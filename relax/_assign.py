@@ -52,10 +52,12 @@ class Composite:
                 raise RuleError(f"Composite: expected pairs (selector, rule), got {entry!r}.")
             selector, rule = entry
             if not isinstance(rule, Rule):
-                raise RuleError(
-                    f"{selector!r}: {rule!r} is no rule. "
-                    "Rules are instances such as relax.rules.Epsilon()."
+                hint = (
+                    f"Did you mean {rule.__name__}()?"
+                    if isinstance(rule, type)
+                    else ("Rules are instances such as relax.rules.Epsilon().")
                 )
+                raise RuleError(f"{selector!r}: {rule!r} is no rule.\n  {hint}")
             if not isinstance(selector, str) and not callable(selector):
                 raise RuleError(f"{selector!r} is no selector: give a glob or a predicate.")
             pairs.append((selector, rule))
@@ -139,6 +141,8 @@ def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
         name = getattr(rules, "__name__", "rules")
         made = isinstance(rule, Composite)
         hint = f"Did you mean {name}()?" if made else "It must return a rule or None."
+        if isinstance(rule, type):
+            hint = f"Did you mean {rule.__name__}()?"
         raise RuleError(
             message(f"`{name}` returned {rule!r}, which is no rule", path=layer.label, remedy=hint)
         )

@@ -49,13 +49,14 @@ def closure_names(fun: Callable[..., Any]) -> dict[int, str]:
     """
     found: dict[int, str] = {}
     seen: set[int] = set()
+    named: set[int] = set()
 
     def visit(function: Any) -> None:
         if id(function) in seen:
             return
         seen.add(id(function))
         for holder in _held(function):
-            _name_leaves(holder, (), found, seen)
+            _name_leaves(holder, (), found, named)
             if (
                 inspect.isroutine(holder)
                 or isinstance(holder, functools.partial)

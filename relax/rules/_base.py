@@ -180,8 +180,8 @@ def describe(rule: Any) -> str:
         if position and _is_default(field.default, value):
             in_order = False
             continue
-        text = _text(value)
-        parts.append(text if in_order else f"{field.name}={text}")
+        shown = text(value)
+        parts.append(shown if in_order else f"{field.name}={shown}")
     return f"{type(rule).__name__}({', '.join(parts)})"
 
 
@@ -193,7 +193,8 @@ def _is_default(default: Any, value: Any) -> bool:
     )
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A hyper-parameter as a person would write it."""
     if isinstance(value, Rule):
         return describe(value)
     if is_number(value):

@@ -34,6 +34,7 @@ from relax.rules._base import (
     known,
     require_finite,
     static,
+    text,
 )
 
 
@@ -281,8 +282,9 @@ class AlphaBeta(Stabilized):
         alpha, beta = known(self.alpha), known(self.beta)
         if alpha is not None and beta is not None and np.any(np.abs(alpha - beta - 1) > 1e-6):
             raise HyperparameterError(
-                f"AlphaBeta(alpha={self.alpha}, beta={self.beta}): alpha - beta must be 1, or "
-                f"relevance is not conserved.\n  Try AlphaBeta({alpha}, {alpha - 1})."
+                f"AlphaBeta(alpha={text(self.alpha)}, beta={text(self.beta)}): alpha - beta must "
+                f"be 1, or relevance is not conserved.\n"
+                f"  Try AlphaBeta({text(self.alpha)}, {text(self.alpha - 1)})."
             )
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
