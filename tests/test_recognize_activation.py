@@ -251,6 +251,18 @@ def test_what_is_not_relu_is_not_taken_for_it(name, net):
         )
 
 
+def test_a_rule_that_passes_a_coefficient_below_zero_is_heard_by_the_layer_before(net):
+    """DeepLIFT's slope is not 0 at a ReLU that is off, if it is on at the reference."""
+    w, x = jnp.asarray(net["w1"]), jnp.asarray(net["x"])
+    chosen = {select.relu: rules.Rescale(1.0), select.dense: rules.Gamma(0.5)}
+    ours = relax.lrp(lambda x: jax.nn.relu(x @ w), chosen)(x)
+    z = x @ w
+    slope = (jnp.maximum(z, 0) - 1) / (z - 1)
+    expected = relax.lrp(lambda x: x @ w, rules.Gamma(0.5), target=lambda z: z * slope)(x)
+    assert (np.asarray(z) < 0).any()
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
 # A user's own activation
 
 

@@ -318,12 +318,11 @@ def test_any_homogeneous_network_is_gradient_times_input(names, squash):
         y, pull_back = jax.vjp(fun, x)
         if not squash:
             return relax.lrp(fun, rules.Epsilon(0.0))(x), x * pull_back(jnp.ones_like(y))[0], y
-        share = jnp.where(y == 0, 0, jax.nn.sigmoid(y) / jnp.where(y == 0, 1, y))
         ours = relax.lrp(lambda x: jax.nn.sigmoid(fun(x)), rules.Epsilon(0.0))(x)
-        return ours, x * pull_back(share)[0], y
+        return ours, x * pull_back(jax.nn.sigmoid(y) / y)[0], y
 
     ours, expected, y = compare(x)
-    assume(not squash or np.abs(y)[y != 0].min(initial=1.0) > 0.05)
+    assume(not squash or np.abs(y).min() > 0.05)  # relevance of a zero has no gradient
     scale = np.abs(expected).max()
     np.testing.assert_allclose(ours, expected, atol=(1e-4 if squash else 1e-9) * scale + 1e-12)
 

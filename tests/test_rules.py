@@ -164,6 +164,7 @@ def test_known_nonnegative_input(rng, name):
     close(got, naive.on_samples(reference, x, w, b, r, **told))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stabilizer", STABILIZERS)
 @pytest.mark.parametrize(
     "name", ["Epsilon", "ZPlus", "AlphaBeta", "Gamma", "TextbookGamma", "WSquare", "Flat", "ZBox"]
@@ -191,6 +192,7 @@ def test_network(rng, name):
     close(got, naive.mlp(reference, layers, x, **told), 1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upper", ["Epsilon", "Gamma", "ZPlus", "AlphaBeta", "Flat"])
 @pytest.mark.parametrize("name", [name for name in AFFINE if name != "Gradient"])
 def test_first_layer(rng, name, upper):
@@ -442,6 +444,7 @@ def test_flat_is_wsquare_of_ones(rng):
     close(relprop(conv(kernel), rules.Flat(), x, r), of_ones)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AFFINE)
 def test_mask_of_ones_is_the_rule(rng, name):
     """For one layer with any relevance of its output, and for the first layer of a network."""
@@ -627,6 +630,7 @@ def permuted(data, labels, name):
     return "".join(data.draw(st.permutations(labels), name))
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data())
 def test_any_convolution(data):
@@ -671,6 +675,7 @@ def test_any_convolution(data):
         check_layer(data, rng, lambda x: conv(x, weight), image)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.data())
 def test_any_dense_layer(data):

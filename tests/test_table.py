@@ -184,6 +184,7 @@ def test_vmap_over_samples(name):
     close(jax.jit(jax.vmap(one))(X), plain(name))
 
 
+@pytest.mark.slow
 @table
 def test_vmap_over_params(name):
     """An ensemble: two sets of parameters under vmap, against each alone."""
@@ -236,12 +237,14 @@ def test_grad_of_hyperparameters(name):
         check_gradient(alone, leaf, jax.tree.leaves(gradient)[i])
 
 
+@pytest.mark.slow
 @with_hyper
 def test_hyperparameters_matter(name):
     """At least one of them has a derivative: the test above is not one of zeros."""
     assert any(np.abs(leaf).max() > 1e-8 for leaf in jax.tree.leaves(gradients(name)[0]))
 
 
+@pytest.mark.slow
 @table
 def test_inside_scan(name):
     """lrp in the body of lax.scan, sample by sample, and all gradients of the loss."""
@@ -260,6 +263,7 @@ def test_inside_scan(name):
     jax.tree.map(close, grads, gradients(name))
 
 
+@pytest.mark.slow
 @table
 def test_inside_checkpoint(name):
     """lrp under jax.checkpoint: the value and all gradients of the loss are the same."""
@@ -276,6 +280,7 @@ def test_inside_checkpoint(name):
     jax.tree.map(close, grads, gradients(name))
 
 
+@pytest.mark.slow
 @table
 def test_jacfwd_is_jacrev(name):
     """Forward and reverse mode agree on the derivative of relevance."""
@@ -284,6 +289,7 @@ def test_jacfwd_is_jacrev(name):
     close(jax.jit(jax.jacfwd(function))(x), jax.jit(jax.jacrev(function))(x))
 
 
+@pytest.mark.slow
 @table
 def test_second_derivative(name):
     """The Hessian of the loss along two directions, against differences of its gradient."""
@@ -296,6 +302,7 @@ def test_second_derivative(name):
     assert float(jnp.vdot(forward, u)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @table
 def test_no_recompilation(name):
     """Other parameters, inputs, targets and hyper-parameters: traced once, compiled once."""
@@ -381,6 +388,7 @@ def rematerialized(stack, x):
     return x
 
 
+@pytest.mark.slow
 @not_yet
 @pytest.mark.parametrize("wrapped", [scanned, rematerialized])
 @pytest.mark.parametrize("name", AFFINE_ONLY)

@@ -86,7 +86,8 @@ class AffineMap:
 
     def map(self, weight: Callable, bias: Callable | None = None) -> AffineMap:
         """The same layer with its weight, and its bias if a function is given, changed."""
-        changed = weight(self.weight)
+        plain = self.weight
+        changed = weight(plain).astype(plain.dtype)  # a wider hyper-parameter must not widen it
         return dataclasses.replace(
             self,
             make_weight=lambda: changed,
