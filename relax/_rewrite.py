@@ -10,7 +10,7 @@ from relax._currency import Currencies, find_currencies
 from relax._graph import Graph, Layer
 from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance
 from relax._tokens import Tokens
-from relax.rules import Linear, Rule, Winner
+from relax.rules import Linear, Pass, Rule, Winner
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -36,9 +36,20 @@ class Rewritten:
 
     def __post_init__(self) -> None:
         self.owner = {i: layer for layer in self.layers for i in layer.equations}
+        self._hear_readers()
         self.currencies: Currencies = find_currencies(
             self.graph, self.tracked, self.owner, self.rules, self.in_relevance
         )
+
+    def _hear_readers(self) -> None:
+        """A rectifier passes nothing below zero under Pass alone; another rule may."""
+        consumers = self.graph.consumers()
+        for layer in self.layers:
+            if not getattr(layer.details, "dead_below", False) or layer.kind == "activation":
+                continue
+            readers = [self.owner[i] for i in consumers[layer.outputs[0]] if i in self.owner]
+            if any(type(self.rules[reader.index]) is not Pass for reader in readers):
+                layer.details = dataclasses.replace(layer.details, dead_below=False)
 
     def is_native(self, layer: Layer) -> bool:
         """The rule is the derivative JAX takes anyway."""

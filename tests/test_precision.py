@@ -30,6 +30,8 @@ SINGLE = {
     )
 }  # fmt: skip
 
+pytestmark = pytest.mark.slow
+
 half = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
 
 

@@ -251,6 +251,15 @@ def test_what_is_not_relu_is_not_taken_for_it(name, net):
         )
 
 
+def test_dividing_by_a_layer_is_no_scale_of_it(net):
+    """``alpha / z`` is a function of z, whatever alpha is; it does not fold into the weight."""
+    w, b, alpha, x = net["w1"], net["b1"], net["alpha"], net["x"]
+    fun = lambda x: alpha[None] / (x @ w + b[None])
+    assert [row.kind for row in relax.layers(fun)(x)] == ["dense", "activation"]
+    expected = dense(w, b, x, np.asarray(fun(x)))
+    np.testing.assert_allclose(relax.lrp(fun)(x), expected, rtol=1e-7)
+
+
 def test_a_rule_that_passes_a_coefficient_below_zero_is_heard_by_the_layer_before(net):
     """DeepLIFT's slope is not 0 at a ReLU that is off, if it is on at the reference."""
     w, x = jnp.asarray(net["w1"]), jnp.asarray(net["x"])

@@ -691,13 +691,18 @@ def test_batchnorm_of_a_layer_with_two_feature_axes(rng):
     assert_same_relevance(fun, oracle, x)
 
 
-def test_flattened_features_carry_a_joint_scale(rng):
-    """Two feature axes are merged by a reshape before the scale: it still folds."""
+def test_a_scale_over_merged_feature_axes_is_a_layer_of_its_own(rng):
+    """A reshape merges two feature axes before the scale: not folded (a limit, see docs/rules.md)."""
     w, x = normal(rng, 4, 2, 3), normal(rng, 2, 4)
     scale, b = normal(rng, 1, 6), normal(rng, 1, 6)
     fun = lambda x: jnp.einsum("bi,ihk->bhk", x, w).reshape(2, 6) * scale + b
-    oracle = lambda x: x @ (w.reshape(4, 6) * scale) + b
-    assert_same_relevance(fun, oracle, x)
+    merged = lambda x: x @ (w.reshape(4, 6) * scale) + b
+    assert kinds(fun, x)[0] == "dense"
+    assert "scale_shift" in kinds(fun, x)
+    rule = rules.Epsilon(0.0)  # the one rule for which merging makes no difference
+    np.testing.assert_allclose(
+        relax.lrp(fun, rule)(x), relax.lrp(merged, rule)(x), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_batchnorm_behind_weights_with_a_batch_axis(rng):
@@ -783,6 +788,33 @@ def test_a_single_sample_is_treated_as_a_batch_is(rng, norm):
     for name in RULES:
         ours = jnp.stack([found[name] for found in each])
         np.testing.assert_allclose(ours, together[name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def shifted(z, w):
+    """A bias behind a transpose: features first, then the batch."""
+    return jnp.moveaxis(z, -1, 0) + w[0, 0].sum(0)[:, None, None, None]
+
+
+BATCHES = {
+    "dense": lambda x, w: x @ w[0, 0],
+    "bias": lambda x, w: x @ w[0, 0] + w[0, 0].sum(0)[None, None, None],
+    "bias behind a transpose": lambda x, w: shifted(x @ w[0, 0], w),
+    "conv": lambda x, w: conv(NHWC, (1, 1))(x, w),
+    "conv, batch last": lambda x, w: conv(("NHWC", "HWIO", "CHWN"), (1, 1))(x, w),
+    "conv, bias behind a transpose": lambda x, w: shifted(conv(NHWC, (1, 1))(x, w), w),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_samples_of_a_batch_do_not_mix_in_the_stabilizer(name, rng):
+    """Relative to the size of z means of the sample's own z, wherever the batch axis stands."""
+    x, w = normal(rng, 3, 4, 4, 2), normal(rng, 2, 2, 2, 3)
+    x = x * jnp.array([0.01, 1.0, 100.0])[:, None, None, None]
+    explained = relax.lrp(lambda x: BATCHES[name](x, w), rules.Epsilon(0.3, stabilizer="scale"))
+    together, apart = quick(
+        lambda x: (explained(x), jnp.concatenate([explained(x[i : i + 1]) for i in range(3)]))
+    )(x)
+    np.testing.assert_allclose(together, apart, rtol=1e-9)
 
 
 def test_batchnorm_after_vmapped_layers_is_merged(rng, norm):
