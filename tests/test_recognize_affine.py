@@ -692,7 +692,7 @@ def test_batchnorm_of_a_layer_with_two_feature_axes(rng):
 
 
 def test_a_scale_over_merged_feature_axes_is_a_layer_of_its_own(rng):
-    """A reshape merges two feature axes before the scale: not folded (a limit, see docs/rules.md)."""
+    """A reshape merges two feature axes before the scale: a limit, see docs/rules.md."""
     w, x = normal(rng, 4, 2, 3), normal(rng, 2, 4)
     scale, b = normal(rng, 1, 6), normal(rng, 1, 6)
     fun = lambda x: jnp.einsum("bi,ihk->bhk", x, w).reshape(2, 6) * scale + b
