@@ -348,6 +348,39 @@ def test_activation(rng, name, phi):
     close(pull_back(r)[0], reference(phi, slope, x, r), 1e-10 if name == "Rescale" else 1e-12)
 
 
+@pytest.mark.parametrize("name", ["Epsilon", "ZPlus", "AlphaBeta", "TextbookGamma", "ZBox"])
+@pytest.mark.parametrize("stabilizer", ["additive", "clip"])
+def test_denominator_of_exactly_zero(name, stabilizer):
+    """Its sign counts as +1, so the stabilizer never vanishes and never turns the relevance."""
+    rule = getattr(rules, name)(epsilon=0.5, stabilizer=stabilizer)
+    _, reference, _ = AFFINE[name]
+    w = np.array([[1.0, -1.0], [1.0, -1.0]])
+    x, r, told = np.array([1.0, -1.0]), np.array([2.0, 3.0]), {}
+    if name in ("ZPlus", "AlphaBeta"):
+        w = -np.abs(w)
+        x = np.abs(x)
+    if name == "ZBox":
+        rule = rules.ZBox(0.0, 0.0, 0.5, stabilizer)
+        told = {"low": 0.0, "high": 0.0}
+    expected = reference(
+        x, w, np.zeros(2), r, epsilon=0.5, stabilizer=getattr(naive, stabilizer), **told
+    )
+    close(relprop(lambda x: x @ w, rule, x, r), expected)
+    assert name == "ZPlus" or np.abs(expected).max() > 0
+
+
+@pytest.mark.parametrize("phi", ["tanh", "silu", "gelu", "elu", "soft_sign", "mish"])
+def test_activation_at_zero(phi):
+    """phi(x) / x has the limit phi'(0) there: relevance and its derivative are those nearby."""
+    phi = getattr(jax.nn, phi)
+    explain = lambda x: relax.lrp(lambda x: 2.0 * jnp.sum(phi(x) * np.array([1.0, 3.0])))(x)
+    derivative = lambda x: np.diag(jax.jacrev(explain)(x))
+    zero, near = np.zeros(2), np.full(2, 1e-7)
+    close(explain(near) / 1e-7, derivative(zero), 1e-5)
+    close(derivative(zero), derivative(near), 1e-5)
+    assert np.abs(derivative(zero)).max() > 0.1
+
+
 def test_winner(rng):
     """Relevance of a max-pool goes to the largest entry of the window."""
     x, r = rng.normal(size=(2, 6)), rng.normal(size=(2, 3))

@@ -78,7 +78,7 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
 def _find_softmax_shifts(
     graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
 ) -> list[Layer]:
-    """The ``x - stop_gradient(max(x))`` of a softmax: no bias, whatever it looks like."""
+    """The maximum a softmax subtracts, held constant: no bias, whatever it looks like."""
     layers = []
     for index, equation in enumerate(graph.equations):
         if equation.primitive not in SHIFT or index in claimed:
