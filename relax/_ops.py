@@ -18,6 +18,7 @@ from jax import lax
 from relax._errors import RuleError, message
 from relax._graph import Graph, Layer, replay
 from relax._numerics import is_number
+from relax._primitives import followed_axes
 from relax._recognize import AFFINE, AffineDetails
 from relax.rules._base import Currency, Outgoing, Rule, describe, pair
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
@@ -149,16 +150,24 @@ class LayerOp:
             native=chain.linear,
             input=x,
             output=z,
-            batch_axes=_moved_axes(chain, d.core_batch_axes, core_shape, z.ndim),
+            batch_axes=_moved_axes(chain, d.core_batch_axes),
             input_batch_axes=d.batch_axes,
             nonnegative=d.nonnegative,
             dead_below=d.dead_below,
         )
 
 
-def _moved_axes(chain: _Chain, axes: tuple[int, ...], shape: tuple[int, ...], ndim: int) -> tuple:
-    moves = any(step.kind == "move" for step in chain.details.steps)
-    return axes if not moves and len(shape) == ndim else ((0,) if ndim > 1 else ())
+def _moved_axes(chain: _Chain, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the batch axes of the core's output stand in the output of the layer."""
+    graph = chain.graph
+    for step in chain.details.steps:
+        equation = graph.equations[step.equation]
+        if step.kind == "move":
+            old = graph.shape(equation.inputs[step.position])
+            new = graph.shape(equation.outputs[0])
+            places = followed_axes(equation.primitive, equation.params, old, new) or {}
+            axes = tuple(i for i, place in places.items() if place in axes)
+    return axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -361,6 +361,15 @@ def test_moves_of_data_are_no_layers(name, rng):
     assert kinds <= {"linear"}  # the scales by two inside
 
 
+def test_a_choice_that_the_input_makes_is_shown_as_a_winner(rng):
+    """Where no rule for the whole can be known, the plan says that something was chosen."""
+    x = inputs("sum", rng)
+    chosen = lambda x: jnp.select([x < 0.8, x < 1.2], [jnp.full_like(x, 0.8), x], 1.2)
+    assert [row.kind for row in relax.layers(chosen)(x)] == ["winner"]
+    np.testing.assert_array_equal(relax.lrp(chosen)(x) != 0, (x >= 0.8) & (x < 1.2))
+    assert not list(relax.layers(lambda x: jnp.where(MASK, x, 0.8))(x))  # the user's own mask
+
+
 def test_a_residual_sum_is_a_sum(rng):
     """And the sum of a value with a constant is none."""
     x = inputs("sum", rng)
