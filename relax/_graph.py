@@ -204,7 +204,8 @@ class Layer:
       outputs: values that carry relevance out of it (the other outputs: ``decisions``).
       path: scope path; ``occurrence`` counts the layers that share it.
       weight_path: path of its weight in the arguments, or empty.
-      first: reached by the explained input through no other dense layer or convolution.
+      behind: reached by the explained input through a dense layer or convolution; ``first``: it is
+        one itself, and not behind any.
       details: what the rules of this kind need to know.
     """
 
@@ -220,6 +221,7 @@ class Layer:
     weight_path: str = ""
     where: str = ""
     first: bool = False
+    behind: bool = False
     index: int = 0
     in_shapes: tuple[tuple[int, ...], ...] = ()
     out_shapes: tuple[tuple[int, ...], ...] = ()

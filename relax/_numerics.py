@@ -35,10 +35,19 @@ def narrow(z: jax.Array, dtype: Any) -> jax.Array:
     """``z`` cast to ``dtype``; a finite value stays finite, at the largest number of the type."""
     if z.dtype == dtype:
         return z
-    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).max < jnp.finfo(z.dtype).max:
+    floats = jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(z.dtype, jnp.floating)
+    if floats and jnp.finfo(dtype).max < jnp.finfo(z.dtype).max:
         largest = float(jnp.finfo(dtype).max)
         z = jnp.where(jnp.isinf(z), z, jnp.clip(z, -largest, largest))
     return z.astype(dtype)
+
+
+def power_of_two(z: jax.Array) -> jax.Array:
+    """The power of two just below the largest magnitude in ``z``; 1 if that is 0."""
+    largest = jnp.max(jnp.abs(z), initial=0)
+    nothing = largest == 0
+    exponent = jnp.floor(jnp.log2(jnp.where(nothing, 1, largest)))
+    return jnp.ldexp(jnp.ones_like(largest), exponent.astype(int))
 
 
 def stabilize(

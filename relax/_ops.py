@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from relax._axes import along_weight
 from relax._errors import RuleError, message
 from relax._graph import Graph, Layer, replay
-from relax._numerics import is_number
-from relax._primitives import followed_axes
+from relax._numerics import is_number, narrow
+from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
 from relax.rules._base import Currency, Outgoing, Rule, describe, pair
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
@@ -102,7 +103,7 @@ class LayerOp:
                     remedy="Its method must return the relevance of the layer's input x.",
                 )
             )
-        return jnp.asarray(result).astype(x.dtype)
+        return narrow(jnp.asarray(result), x.dtype)
 
     def elementwise(self, x: Any, operands: tuple[Any, ...], y: Any) -> ElementwiseMap:
         d = self.layer.details
@@ -119,6 +120,7 @@ class LayerOp:
     def linear(self, inputs: tuple[Any, ...], operands: tuple[Any, ...], z: Any) -> LinearMap:
         return LinearMap(
             lambda x: self.forward(x, operands)[0],
+            lambda x: self._unscaled(x, operands),
             tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs),
             output=z,
             input=inputs,
@@ -127,6 +129,19 @@ class LayerOp:
             nonnegative=self.layer.details.nonnegative,
             batch_axes=(0,) if z.ndim > 1 else (),
         )
+
+    def _unscaled(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
+        """A mean or average pool as the sum it divides; any other layer as it is."""
+        if self.layer.kind not in ("mean", "avg_pool"):
+            return self.forward(inputs, operands)[0]
+        env = self.environment(inputs, operands)
+        for index in self.layer.equations:
+            equation = self.graph.equations[index]
+            if equation.primitive in SCALE:
+                env[equation.outputs[0]] = env[equation.inputs[0]]
+            else:
+                env[equation.outputs[0]] = replay(self.graph, (index,), env, equation.outputs)[0]
+        return env[self.layer.outputs[0]]
 
     def affine(self, x: Any, operands: tuple[Any, ...], z: Any) -> AffineMap:
         """The layer as ``z = x w + b``, scales folded into w only when a rule asks for it."""
@@ -255,7 +270,7 @@ class _Chain:
                 continue
             factor = jnp.asarray(self.env[equation.inputs[1 - step.position]])
             if w is not None:
-                factor = _folded(factor, step.axes, w.ndim)
+                factor = along_weight(factor, step.atoms, w.shape)
             if equation.primitive is lax.div_p:
                 total = total / factor
             else:
@@ -265,21 +280,6 @@ class _Chain:
 
 def _subtracted(equation: Any, position: int) -> bool:
     return equation.primitive.name == "sub" and position == 1
-
-
-def _folded(factor: Any, axes: tuple[tuple[int, int], ...], ndim: int) -> Any:
-    """A factor that varies along some axes of the output, along the weight's axes instead."""
-    if factor.ndim == 0:
-        return factor
-    kept = [axis for axis, _ in axes]
-    compact = factor[tuple(slice(None) if a in kept else slice(0, 1) for a in range(factor.ndim))]
-    compact = compact.reshape([factor.shape[axis] for axis in kept])
-    order = sorted(range(len(axes)), key=lambda i: axes[i][1])
-    compact = compact.transpose(order)
-    shape = [1] * ndim
-    for i, size in zip(order, compact.shape, strict=True):
-        shape[axes[i][1]] = size
-    return compact.reshape(shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -330,3 +330,14 @@ def tap(x: jax.Array, probe: jax.Array) -> jax.Array:
 
 
 tap.defvjp(lambda x, probe: (x, None), lambda _, message: (message, message))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def widened(dtype: Any, x: jax.Array) -> jax.Array:
+    """A float16 value in a wider type; a coefficient that comes back stays finite."""
+    return x.astype(dtype)
+
+
+widened.defvjp(
+    lambda dtype, x: (x.astype(dtype), None), lambda dtype, _, c: (narrow(c, jnp.float16),)
+)

@@ -218,6 +218,7 @@ class ConvAxes(NamedTuple):
     out_batch: int
     out_feature: int
     batch_groups: int
+    feature_groups: int
 
 
 def conv_axes(params: dict[str, Any]) -> ConvAxes:
@@ -228,6 +229,7 @@ def conv_axes(params: dict[str, Any]) -> ConvAxes:
         numbers.out_spec[0],
         numbers.out_spec[1],
         params["batch_group_count"],
+        params["feature_group_count"],
     )
 
 

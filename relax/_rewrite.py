@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import jax.numpy as jnp
+from jax import lax
+
 from relax._currency import Currencies, find_currencies
-from relax._graph import Graph, Layer
-from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance
+from relax._graph import Equation, Graph, Layer
+from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance, widened
 from relax._tokens import Tokens
 from relax.rules import Linear, Pass, Rule, Winner
 
@@ -102,7 +105,10 @@ class Rewritten:
             closing = layer.equations[-1] if layer is not None else index
             given = self.currencies.given.get(closing, "coefficient")
             operands = [read(value, given) for value in equation.inputs]
-            results = equation.evaluate(operands)
+            if layer is None and _widens(equation, operands):
+                results = [widened(equation.params["new_dtype"], *operands)]
+            else:
+                results = equation.evaluate(operands)
             if index in self.sources:
                 arriving = self.currencies.arriving.get(index, "coefficient")
                 results = [tokens.embedded(equation, x, arriving) for x in results]
@@ -134,3 +140,10 @@ class Rewritten:
         if wanted == native:
             return x
         return to_coefficient(x) if wanted == "relevance" else to_relevance(x)
+
+
+def _widens(equation: Equation, operands: Sequence[Any]) -> bool:
+    """A cast whose transpose might overflow."""
+    if equation.primitive is not lax.convert_element_type_p or operands[0].dtype != jnp.float16:
+        return False
+    return jnp.issubdtype(equation.params["new_dtype"], jnp.floating)

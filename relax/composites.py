@@ -32,18 +32,22 @@ from relax.rules import (
     Gradient,
     GuidedBackprop,
     Linear,
+    Pass,
     Rule,
     ZBox,
     ZPlus,
 )
 
-# A BatchNorm of its own (none precedes it that it could be merged into) is linear in composites.
-_SCALE_SHIFT = (select.scale_shift, Linear())
-
 
 def _composite(*entries: tuple[Any, Rule], sums: Rule | None) -> Composite:
+    """The entries, and what all composites share.
+
+    Relevance of a picture is that of the preprocessed picture, pixel by pixel: an offset inside the
+    model takes none of it. A BatchNorm of its own further up is linear.
+    """
+    shared = ((select.preprocessing, Pass()), (select.scale_shift, Linear()))
     last = () if sums is None else ((select.sums, sums),)
-    return Composite((*entries, *last), strict=False)
+    return Composite((*entries, *shared, *last), strict=False)
 
 
 def epsilon(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Composite:
@@ -59,7 +63,7 @@ def epsilon(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Composite:
     Source: Bach et al. 2015, eq. (58).
     """
     weighted = select.dense | select.conv
-    return _composite((weighted, Epsilon(epsilon)), _SCALE_SHIFT, sums=sums)
+    return _composite((weighted, Epsilon(epsilon)), sums=sums)
 
 
 def epsilon_plus(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Composite:
@@ -67,9 +71,7 @@ def epsilon_plus(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Composite:
 
     Source: Zennit's EpsilonPlus; Kohlbrenner et al. 2020 (LRP-CMP).
     """
-    return _composite(
-        (select.conv, ZPlus()), (select.dense, Epsilon(epsilon)), _SCALE_SHIFT, sums=sums
-    )
+    return _composite((select.conv, ZPlus()), (select.dense, Epsilon(epsilon)), sums=sums)
 
 
 def epsilon_plus_flat(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Composite:
@@ -88,7 +90,6 @@ def epsilon_alpha2_beta1(epsilon: Any = 1e-6, *, sums: Rule | None = None) -> Co
     return _composite(
         (select.conv, AlphaBeta(2.0, 1.0)),
         (select.dense, Epsilon(epsilon)),
-        _SCALE_SHIFT,
         sums=sums,
     )
 
@@ -125,7 +126,6 @@ def epsilon_gamma_box(
         (select.first & select.conv, ZBox(low, high)),
         (select.conv, Gamma(gamma)),
         (select.dense, Epsilon(epsilon)),
-        _SCALE_SHIFT,
         sums=sums,
     )
 
@@ -138,7 +138,6 @@ def excitation_backprop(*, sums: Rule | None = None) -> Composite:
     return _composite(
         (select.dense | select.conv, ZPlus()),
         (select.activation, Gradient()),
-        _SCALE_SHIFT,
         sums=sums,
     )
 
@@ -151,7 +150,7 @@ def deep_taylor(*, sums: Rule | None = None) -> Composite:
     Source: Montavon et al. 2017, section 5.
     """
     weighted = select.dense | select.conv
-    return _composite((weighted, ZPlus(zero_bias=True)), _SCALE_SHIFT, sums=sums)
+    return _composite((weighted, ZPlus(zero_bias=True)), sums=sums)
 
 
 def deep_taylor_bounded(low: Any = -1.0, high: Any = 1.0, *, sums: Rule | None = None) -> Composite:
@@ -196,7 +195,7 @@ def sequential_preset_b_flat(epsilon: Any = 0.1, *, sums: Rule | None = None) ->
 
 def _preset(conv: Rule, epsilon: Any, sums: Rule | None) -> Composite:
     dense = (select.dense, Epsilon(epsilon))
-    return _composite((select.conv, conv), dense, _SCALE_SHIFT, sums=sums)
+    return _composite((select.conv, conv), dense, sums=sums)
 
 
 def guided_backprop(*, sums: Rule | None = None) -> Composite:

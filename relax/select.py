@@ -78,6 +78,7 @@ dense = _kind("dense", "dense")
 conv = _kind("conv", "conv")
 scale_shift = _kind("scale_shift", "scale_shift")
 first = Predicate("first", lambda layer: layer.first)
+preprocessing = Predicate("preprocessing", lambda x: x.kind == "scale_shift" and not x.behind)
 sums = _kind("sums", "sum", "mean", "avg_pool")
 pool = _kind("pool", "avg_pool", "max_pool")
 linear = _kind("linear", "linear")
@@ -102,6 +103,7 @@ __all__ = [
     "norm",
     "pool",
     "predicate",
+    "preprocessing",
     "product",
     "relu",
     "scale_shift",

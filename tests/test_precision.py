@@ -6,6 +6,7 @@ relevance moves by some amount. Half precision rounds after every operation, too
 such changes are allowed.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -29,8 +30,6 @@ SINGLE = {
         "Epsilon", "ZPlus", "AlphaBeta", "Gamma", "TextbookGamma", "WSquare", "Flat", "ZBox",
     )
 }  # fmt: skip
-
-pytestmark = pytest.mark.slow
 
 half = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
 
@@ -107,7 +106,7 @@ def programs(network, name):
 
 
 @half
-@pytest.mark.parametrize("network", [mlp, pytest.param(conv_net, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", [mlp, conv_net])
 @pytest.mark.parametrize("name", COMPOSITES | SINGLE)
 def test_half_precision(name, network, dtype):
     """In half types relevance is finite and as close to float32 as single roundings allow."""
@@ -125,7 +124,6 @@ def test_half_precision(name, network, dtype):
         assert 0 < error <= ROUNDINGS * moved + x.size * float(jnp.finfo(dtype).tiny)
 
 
-@pytest.mark.slow
 @half
 @pytest.mark.parametrize("name", [*SINGLE, "BetaSmooth", "Rescale", "Mask"])
 def test_half_precision_with_wider_hyperparameters(name, dtype):
@@ -228,7 +226,6 @@ def test_zeros(name):
     check_zeros(jax.jit(jax.grad(fixed, argnums=(0, 1), has_aux=True)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in ZERO_RULES if "=0)" not in name and jax.tree.leaves(ZERO_RULES[name])]
 )
@@ -244,7 +241,6 @@ def test_zeros_with_traced_hyperparameters(name):
     check_zeros(functools.partial(gradient, jax.tree_util.tree_map_with_path(nullified, traced)))
 
 
-@pytest.mark.slow
 @half
 @pytest.mark.parametrize("name", ZERO_RULES)
 def test_zeros_in_half_precision(name, dtype):
@@ -258,7 +254,6 @@ def test_zeros_in_half_precision(name, dtype):
     assert not wrong
 
 
-@pytest.mark.slow
 @half
 @pytest.mark.parametrize("name", WITH_EPSILON)
 def test_any_seed_on_zeros_in_half_precision(name, dtype):
@@ -269,3 +264,21 @@ def test_any_seed_on_zeros_in_half_precision(name, dtype):
         function = lambda x: x @ jnp.asarray(w, dtype)
         _, relprop = relax.vrp(function, cast(x, dtype), rules=getattr(rules, name)())
         assert jnp.isfinite(relprop(r)[0]).all()
+
+
+@half
+def test_a_rule_of_ones_own_on_zeros_in_half_precision(dtype):
+    """A user's rule divides by 1e-6 as well, and does not have to think of the type."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(rules.AffineRule):
+        epsilon: float = 1e-6
+
+        def relevance(self, layer, x, relevance):
+            return x * layer.transpose(relevance / rules.stabilize(layer(x), self.epsilon))
+
+    explain = jax.jit(relax.lrp(net, Own()))
+    for _, params, x in zeros():
+        assert jnp.isfinite(explain(*cast((params, x), dtype))).all()
+    _, relprop = relax.vrp(lambda x: x @ jnp.ones((4, 3), dtype), jnp.zeros(4, dtype), rules=Own())
+    assert jnp.isfinite(relprop(jnp.full(3, 100, dtype))[0]).all()

@@ -691,17 +691,58 @@ def test_batchnorm_of_a_layer_with_two_feature_axes(rng):
     assert_same_relevance(fun, oracle, x)
 
 
-def test_a_scale_over_merged_feature_axes_is_a_layer_of_its_own(rng):
-    """A reshape merges two feature axes before the scale: a limit, see docs/rules.md."""
+def test_a_scale_over_merged_feature_axes_folds(rng):
+    """A reshape merges two feature axes before the scale and the shift."""
     w, x = normal(rng, 4, 2, 3), normal(rng, 2, 4)
     scale, b = normal(rng, 1, 6), normal(rng, 1, 6)
     fun = lambda x: jnp.einsum("bi,ihk->bhk", x, w).reshape(2, 6) * scale + b
-    merged = lambda x: x @ (w.reshape(4, 6) * scale) + b
+    oracle = lambda x: x @ (w.reshape(4, 6) * scale) + b
+    assert kinds(fun, x) == ["dense"]
+    assert_same_relevance(fun, oracle, x)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (1, 1, 3, 1), (1, 1, 1, 2), (1, 2, 1, 2)])
+def test_a_scale_over_a_part_of_a_feature_axis_folds(rng, shape):
+    """Heads are split off the features, and scaled by head, in groups, or by feature."""
+    w, x, scale = normal(rng, 4, 12), normal(rng, 2, 4), normal(rng, *shape)
+    b = normal(rng, 1, 2, 3, 2)
+    fun = lambda x: ((x @ w).reshape(2, 2, 3, 2) * scale + b).reshape(2, 12)
+    spread = jnp.broadcast_to(scale, (1, 2, 3, 2)).reshape(1, 12)
+    oracle = lambda x: x @ (w * spread) + b.reshape(1, 12)
+    assert kinds(fun, x) == ["dense"]
+    assert_same_relevance(fun, oracle, x)
+
+
+def test_batchnorm_behind_a_pixel_shuffle_folds(rng, norm):
+    """Channels become positions before the norm, which scales what is left of them."""
+    kernel, x = normal(rng, 3, 3, 2, 12), normal(rng, 2, 4, 4, 2)
+    gain, b = normal(rng, 1, 1, 1, 3), normal(rng, 1, 1, 1, 3)
+
+    def shuffled(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        z = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return z.reshape(2, 4, 4, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 3)
+
+    fun = lambda x: shuffled(x, kernel) * gain + b
+    oracle = lambda x: shuffled(x, kernel * jnp.tile(gain, 4)) + b
+    assert kinds(fun, x) == ["conv"]
+    assert_same_relevance(fun, oracle, x)
+
+
+def test_a_scale_behind_a_mix_of_samples_and_features_is_a_layer_of_its_own(rng):
+    """Axes that no feature is left of: nothing to fold into, and nothing goes wrong."""
+    w, x = normal(rng, 4, 6), normal(rng, 2, 4)
+    scale, b = normal(rng, 1, 4), normal(rng, 1, 4)
+    fun = lambda x: (x @ w).reshape(3, 4) * scale + b
     assert kinds(fun, x)[0] == "dense"
     assert "scale_shift" in kinds(fun, x)
+    full = jnp.broadcast_to(scale, (3, 4)).reshape(2, 6)
+    per_sample = lambda x: (
+        jnp.einsum("bi,ij,bj->bj", x, w, full) + (b + 0 * full.reshape(3, 4)).reshape(2, 6)
+    )
     rule = rules.Epsilon(0.0)  # the one rule for which merging makes no difference
     np.testing.assert_allclose(
-        relax.lrp(fun, rule)(x), relax.lrp(merged, rule)(x), rtol=1e-10, atol=1e-12
+        relax.lrp(fun, rule)(x), relax.lrp(per_sample, rule)(x), rtol=1e-10, atol=1e-12
     )
 
 

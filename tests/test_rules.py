@@ -261,12 +261,12 @@ SUMS = {
         naive.epsilon,
         {"epsilon": 0.2, "bias_share": 1.0},
     ),
-    "Linear": (rules.Linear(), naive.epsilon, {}),
+    "Linear": (rules.Linear(), naive.epsilon, {"epsilon": 0.0}),
     "ZPlus": (rules.ZPlus(), naive.zplus, {}),
     "AlphaBeta": (rules.AlphaBeta(), naive.alphabeta, {}),
     "Gamma": (rules.Gamma(0.5), naive.gamma, {"gamma": 0.5}),
-    "WSquare": (rules.WSquare(0.0), naive.wsquare, {"epsilon": 0.0}),
-    "Flat": (rules.Flat(0.0), naive.flat, {"epsilon": 0.0}),
+    "WSquare": (rules.WSquare(0.2), naive.wsquare, {"epsilon": 0.2}),
+    "Flat": (rules.Flat(0.2), naive.flat, {"epsilon": 0.2}),
     "Gradient": (rules.Gradient(), naive.gradient, {}),
 }
 SUM_LAYERS = {
@@ -306,14 +306,14 @@ def rescaled(phi, slope, x, r, reference=0.4):
     difference = x - reference
     quotient = (np.asarray(phi(x)) - np.asarray(phi(np.full_like(x, reference)))) / difference
     quotient = np.where(np.abs(difference) < 1e-5, slope((x + reference) / 2), quotient)
-    return x * quotient * r / naive.additive(np.asarray(phi(x)), 1e-6)
+    return x * quotient * r / naive.clip(np.asarray(phi(x)), 1e-6)
 
 
 ACTIVATION_RULES = {
     "Pass": (rules.Pass(), lambda phi, slope, x, r: r),
     "Linear": (
         rules.Linear(),
-        lambda phi, slope, x, r: x * slope(x) * r / naive.additive(np.asarray(phi(x)), 1e-6),
+        lambda phi, slope, x, r: x * slope(x) * r / naive.clip(np.asarray(phi(x)), 1e-6),
     ),
     "Epsilon": (rules.Epsilon(0.1), lambda phi, slope, x, r: x * r / naive.additive(x, 0.1)),
     "Epsilon-bias_share": (rules.Epsilon(0.1, bias_share=1.0), lambda phi, slope, x, r: r),

@@ -190,17 +190,17 @@ def _is_dead_below(layer: Layer | None) -> bool:
 
 
 def _mark_first(graph: Graph, facts: Facts, layers: list[Layer]) -> None:
-    """First: reached from the explained input through no other dense layer or convolution."""
+    """Behind: reached from the explained input through a dense layer or convolution."""
     closing = {layer.equations[-1]: layer for layer in layers}
     behind = [False] * len(graph.avals)
     for index, equation in enumerate(graph.equations):
         passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
         layer = closing.get(index)
         if layer is not None:
-            passed = passed or any(behind[v] for v in layer.inputs)
+            layer.behind = passed or any(behind[v] for v in layer.inputs)
             weighted = layer.kind in ("dense", "conv")
-            layer.first = weighted and not passed
-            passed = passed or weighted
+            layer.first = weighted and not layer.behind
+            passed = layer.behind or weighted
         for value in equation.outputs:
             behind[value] = passed
 

@@ -8,10 +8,12 @@ every rule that splits signs.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from jax import lax
 
+from relax._axes import Atom, Axes, feature_axes, features_along, moved
 from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     CAST,
@@ -35,13 +37,13 @@ class Step:
     Attributes:
       equation: its index; ``position``: the operand that carries relevance.
       kind: ``"move"``, ``"shift"`` or ``"scale"``.
-      axes: for a scale, pairs (axis of the factor, axis of the weight) along which it varies.
+      atoms: for a scale, the features along which it varies, each with its axis of the factor.
     """
 
     equation: int
     position: int
     kind: str
-    axes: tuple[tuple[int, int], ...] = ()
+    atoms: tuple[tuple[int, Atom], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +89,10 @@ class _Search:
         positions = [i for i, v in enumerate(equation.inputs) if self.facts.tracked[v]]
         return positions[0] if len(positions) == 1 else None
 
-    def step(self, index: int, axes: dict[int, int] | None) -> Step | None:
+    def step(self, index: int, axes: Axes | None) -> Step | None:
         """The equation as a step of the chain, or None if the layer ends before it.
 
-        ``axes`` maps axes of the value to axes of the weight; None: any scale can be folded.
+        ``axes``: where the features of the weight stand; None: any scale can be folded.
         """
         equation = self.graph.equations[index]
         position = self.sole_tracked(equation)
@@ -110,10 +112,8 @@ class _Search:
         if axes is None or len(equation.inputs) == 1:
             return Step(index, position, "scale")
         factor = equation.inputs[1 - position]
-        varying = self.varying(factor)
-        if not varying <= axes.keys():
-            return None
-        return Step(index, position, "scale", tuple((a, axes[a]) for a in sorted(varying)))
+        atoms = features_along(axes, self.varying(factor))
+        return None if atoms is None else Step(index, position, "scale", atoms)
 
     @staticmethod
     def _divides(equation: Equation, position: int) -> bool:
@@ -188,7 +188,7 @@ class _Search:
             value = equation.inputs[0]
         return tuple(found)
 
-    def chain(self, value: int, axes: dict[int, int] | None) -> tuple[list[Step], int]:
+    def chain(self, value: int, axes: Axes | None) -> tuple[list[Step], int]:
         """Steps behind ``value`` up to the last that has a weight, and the value they end in.
 
         A literal scale at the end is left out: the minus in ``1 / (1 + exp(-z))`` belongs to the
@@ -202,15 +202,10 @@ class _Search:
                 break
             equation = self.graph.equations[index]
             if step.kind == "move" and axes is not None:
-                new = followed_axes(
-                    equation.primitive,
-                    equation.params,
-                    self.graph.shape(value),
-                    self.graph.shape(equation.outputs[0]),
-                )
-                if new is None:
-                    break
-                axes = {i: axes[old] for i, old in new.items() if old in axes}
+                old, new = self.graph.shape(value), self.graph.shape(equation.outputs[0])
+                if math.prod(old) != math.prod(new):
+                    break  # repeats elements
+                axes = moved(equation.primitive, equation.params, axes, new)
             elif step.kind == "move" and equation.primitive not in CAST:
                 break
             steps.append(step)
@@ -230,6 +225,8 @@ def _core_axes(
             return {axes.out_feature: axes.rhs_out} if position == 0 else {}, (), ()
         if position == 0:
             return {axes.out_feature: axes.rhs_out}, (axes.lhs_batch,), (axes.out_batch,)
+        if axes.feature_groups != 1:  # the explained kernel's outputs are parted in groups
+            return {axes.out_batch: axes.lhs_batch}, (), ()
         return {axes.out_batch: axes.lhs_batch}, (axes.rhs_out,), (axes.out_feature,)
     axes = dot_axes(equation.params)
     batch = len(axes.lhs_batch)
@@ -259,8 +256,9 @@ def find_affine(
         if position is None or facts.constant[equation.inputs[1 - position]]:
             continue
         ndims = [len(graph.shape(v)) for v in equation.inputs]
-        axes, batch, core_batch = _core_axes(equation, position, ndims)
-        steps, end = search.chain(equation.outputs[0], axes)
+        features, batch, core_batch = _core_axes(equation, position, ndims)
+        out = equation.outputs[0]
+        steps, end = search.chain(out, feature_axes(graph.shape(out), features))
         pads = search.pads(equation.inputs[position])
         details = AffineDetails(
             index,

@@ -56,7 +56,7 @@ class Rule:
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         """As `relevance`, in whichever currency `gives` announces. For rules of relax itself."""
-        return self.relevance(layer, x, out.relevance)
+        return self.relevance(layer, x, jax.tree.map(wide, out.relevance))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -78,22 +78,24 @@ class Outgoing:
 
     @property
     def coefficient(self) -> Any:
-        """c with R = z c; from relevance by the stabilized division, epsilon 1e-6."""
+        """c with R = z c: exact where ``|z| >= 1e-6``, and bounded below that."""
         if self.currency == "coefficient":
             return self.message
 
         def exchange(z: jax.Array, r: jax.Array) -> jax.Array:
-            return narrow(divide(wide(r), stabilize(wide(z))), r.dtype)
+            return narrow(wide(r) / stabilize(wide(z), 1e-6, "clip"), r.dtype)
 
         return jax.tree.map(exchange, self.value, self.message)
 
     def over(self, denominator: jax.Array) -> jax.Array:
-        """R / denominator, and 0 where that is exactly 0; computed in at least float32."""
+        """R / denominator, and 0 where that is exactly 0; in at least float32.
+
+        It stays in that type until the transpose (`relax.rules.AffineMap.transpose`): the quotient
+        by an epsilon of 1e-6 has no room in float16.
+        """
         if self.currency == "relevance":
-            quotient = divide(wide(self.message), denominator)
-        else:
-            quotient = wide(self.message) * divide(wide(self.value), denominator)
-        return narrow(quotient, self.message.dtype)
+            return divide(wide(self.message), denominator)
+        return wide(self.message) * divide(wide(self.value), denominator)
 
 
 def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:

@@ -12,15 +12,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relax._numerics import negative, positive
+from relax._numerics import divide, negative, positive, power_of_two
 
 
 def transposed(function: Callable[[Any], jax.Array], example: Any, s: jax.Array) -> Any:
     """The transpose of a linear function, applied to ``s``."""
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
     out = jax.eval_shape(function, shapes)
-    (result,) = jax.linear_transpose(function, shapes)(s.astype(out.dtype))
+    transpose = jax.linear_transpose(function, shapes)
+    narrow = any(a.dtype == jnp.float16 for a in jax.tree.leaves((shapes, out)))
+    if narrow and s.dtype != jnp.float16:
+        return _in_float16(transpose, out.dtype, s)
+    (result,) = transpose(s.astype(out.dtype))
     return result
+
+
+def _in_float16(transpose: Callable[[Any], Any], dtype: Any, s: jax.Array) -> Any:
+    """A transpose that computes in float16, applied to an ``s`` that does not fit.
+
+    What is beyond the range belongs to denominators near zero, which have next to no share in any
+    input: it is clipped, as in `narrow`. The rest is brought to the middle of the range, so that
+    neither sums overflow nor small values vanish.
+    """
+    largest = float(jnp.finfo(jnp.float16).max)
+    s = jnp.clip(s, -largest, largest)
+    scale = power_of_two(s) / 256
+    (result,) = transpose((s / scale).astype(dtype))
+    return jax.tree.map(lambda a: jnp.clip(a, -largest, largest).astype(s.dtype) * scale, result)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -134,10 +152,12 @@ class LinearMap:
     """A sum, mean, pooling or other linear layer: its inputs are a tuple.
 
     ``monotone`` says that all coefficients are >= 0, as in a sum or an average; then the layer is
-    its own positive part. ``one_to_one``: it multiplies each element by a constant.
+    its own positive part. ``one_to_one``: it multiplies each element by a constant. ``unscaled``:
+    the layer without the division that makes a sum a mean.
     """
 
     function: Callable[[tuple[Any, ...]], jax.Array]
+    unscaled: Callable[[tuple[Any, ...]], jax.Array]
     example: tuple[Any, ...]
     output: Any = None
     input: Any = None
@@ -166,10 +186,14 @@ class LinearMap:
         return dataclasses.replace(self, function=lambda x: 0 * self.function(x), output=None)
 
     def squared(self) -> LinearMap:
-        return self
+        """Every output is a sum times a number of its own, so squares scale by it once more."""
+        ones = self.constant(1)
+        scale = divide(self.function(ones), self.unscaled(ones))
+        return dataclasses.replace(self, function=lambda x: scale * self.function(x), output=None)
 
     def ones(self) -> LinearMap:
-        return self
+        """The sum without the division: the receptive field."""
+        return dataclasses.replace(self, function=self.unscaled, output=None)
 
     def without_bias(self) -> LinearMap:
         return self

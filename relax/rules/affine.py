@@ -17,6 +17,7 @@ from relax._errors import HyperparameterError
 from relax._numerics import (
     STABILIZERS,
     Stabilizer,
+    divide,
     is_number,
     is_zero,
     negative,
@@ -163,7 +164,7 @@ class Epsilon(Stabilized):
         absorbed = self.denominator(layer, z).astype(z.dtype) - z
         if layer.bias is not None and not self.zero_bias:
             absorbed = absorbed + layer.bias
-        return ones.transpose(self.bias_share * absorbed * s / count)
+        return ones.transpose(self.bias_share * divide(absorbed * s, count))
 
 
 @dataclasses.dataclass(frozen=True)
