@@ -31,13 +31,16 @@ def wide(z: jax.Array) -> jax.Array:
     return z.astype(jnp.float32) if z.dtype in (jnp.bfloat16, jnp.float16) else z
 
 
-def narrow(z: jax.Array, dtype: Any) -> jax.Array:
-    """``z`` cast to ``dtype``; a finite value stays finite, at the largest number of the type."""
+def narrow(z: jax.Array, dtype: Any, headroom: int = 1) -> jax.Array:
+    """``z`` cast to ``dtype``; a finite value stays finite, at the largest number of the type.
+
+    ``headroom``: how many such values may be added up before they overflow.
+    """
     if z.dtype == dtype:
         return z
     floats = jnp.issubdtype(dtype, jnp.floating) and jnp.issubdtype(z.dtype, jnp.floating)
     if floats and jnp.finfo(dtype).max < jnp.finfo(z.dtype).max:
-        largest = float(jnp.finfo(dtype).max)
+        largest = float(jnp.finfo(dtype).max) / headroom
         z = jnp.where(jnp.isinf(z), z, jnp.clip(z, -largest, largest))
     return z.astype(dtype)
 

@@ -14,6 +14,8 @@ from jax.core import Tracer
 from relax._errors import HyperparameterError, RuleError
 from relax._numerics import divide, is_number, narrow, stabilize, wide
 
+FLOAT16 = (float(jnp.finfo(jnp.float16).min), float(jnp.finfo(jnp.float16).max))
+
 Currency = Literal["coefficient", "relevance"]
 
 AFFINE = frozenset({"dense", "conv", "scale_shift"})
@@ -83,7 +85,7 @@ class Outgoing:
             return self.message
 
         def exchange(z: jax.Array, r: jax.Array) -> jax.Array:
-            return narrow(wide(r) / stabilize(wide(z), 1e-6, "clip"), r.dtype)
+            return narrow(wide(r) / stabilize(wide(z), 1e-6, "clip"), r.dtype, 32)
 
         return jax.tree.map(exchange, self.value, self.message)
 
@@ -100,6 +102,8 @@ class Outgoing:
 
 def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:
     """Relevance of a value: the product with its coefficient, real also for complex values."""
+    if coefficient.dtype == jnp.float16:
+        coefficient = jnp.clip(coefficient, *FLOAT16)  # a sum of them may be infinite
     product = value * coefficient
     if jnp.iscomplexobj(product):
         product = product.real.astype(product.dtype)
