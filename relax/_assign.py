@@ -21,7 +21,7 @@ from relax._graph import Layer
 from relax._jaxpr import CONTROL_FLOW
 from relax._paths import nearest
 from relax.rules import Epsilon, Gradient, Linear, Pass, Rule, Winner
-from relax.rules._base import describe
+from relax.rules._base import AFFINE, describe
 from relax.rules.activation import ReLURule
 from relax.rules.general import unmasked
 
@@ -94,6 +94,10 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
         chosen = [
             rules if layer.kind in kinds and serves(rules, layer) else None for layer in layers
         ]
+        if not any(chosen) and not kinds & AFFINE:
+            raise RuleError(_idle(rules, layers))
+    elif getattr(rules, "__module__", "") == "relax.composites" and callable(rules):
+        raise RuleError(f"{rules!r} makes a composite.\n  Did you mean {rules.__name__}()?")
     elif callable(rules) and not isinstance(rules, (Composite, Mapping)):
         chosen = [_called(rules, layer) for layer in layers]
     else:
@@ -115,6 +119,20 @@ def _warn_without_relu(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
             RelaxWarning,
             stacklevel=6,
         )
+
+
+def _idle(rule: Rule, layers: Sequence[Layer]) -> str:
+    """A rule that is given alone, and has nothing to act on."""
+    kinds = ", ".join(sorted(unmasked(rule).kinds))
+    if not kinds:
+        return (
+            f"{describe(rule)} names no kind of layer that it is for.\n"
+            "  Inherit from relax.rules.AffineRule or ActivationRule, or set `kinds`."
+        )
+    there = ", ".join(sorted({layer.kind for layer in layers})) or "no layers at all"
+    return (
+        f"{describe(rule)} has nothing to act on: it is for {kinds}, and the function has {there}."
+    )
 
 
 def _entries(rules: Any) -> list[tuple[Any, Rule, bool]]:
@@ -141,10 +159,12 @@ def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
         name = getattr(rules, "__name__", "rules")
         made = isinstance(rule, Composite)
         hint = f"Did you mean {name}()?" if made else "It must return a rule or None."
+        if made:
+            rule = "a composite"
         if isinstance(rule, type):
             hint = f"Did you mean {rule.__name__}()?"
         raise RuleError(
-            message(f"`{name}` returned {rule!r}, which is no rule", path=layer.label, remedy=hint)
+            message(f"`{name}` returned {rule}, which is no rule", path=layer.label, remedy=hint)
         )
     _require(rule, [layer])
     return rule

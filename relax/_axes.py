@@ -34,7 +34,10 @@ def feature_axes(shape: Sequence[int], features: Mapping[int, int]) -> Axes:
 
 
 def moved(primitive: Any, params: Mapping[str, Any], axes: Axes, new: Sequence[int]) -> Axes:
-    """Atoms of the result, of shape ``new``, of a move that repeats no element."""
+    """Atoms of the result, of shape ``new``, of a move that repeats no element.
+
+    What is cut off an axis, or turned round, is no whole feature axis any more.
+    """
     if primitive is lax.transpose_p:
         return tuple(axes[i] for i in params["permutation"])
     if primitive is lax.broadcast_in_dim_p:
@@ -42,6 +45,13 @@ def moved(primitive: Any, params: Mapping[str, Any], axes: Axes, new: Sequence[i
         return tuple(places.get(i, ()) for i in range(len(new)))
     if primitive in (lax.reshape_p, lax.squeeze_p):
         return _cut([atom for axis in axes for atom in axis], new)
+    if primitive in (lax.slice_p, lax.rev_p):
+        turned = params.get("dimensions", ())
+        sizes = [math.prod(atom.size for atom in axis) for axis in axes]
+        return tuple(
+            (Atom(None, size, 1),) if size != old or i in turned else axis
+            for i, (axis, old, size) in enumerate(zip(axes, sizes, new, strict=True))
+        )
     return axes
 
 

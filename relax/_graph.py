@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from jax.core import Tracer
 
 from relax import _jaxpr
-from relax._primitives import ELEMENTWISE
+from relax._primitives import ELEMENTWISE, is_one_to_one
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -43,6 +43,10 @@ class Equation:
         if source.primitive is self.primitive:
             return _jaxpr.bind(self.sources, operands)
         return [self.primitive.bind(*operands, **self.params)]  # a broadcast made explicit
+
+    def compute(self, operands: Sequence[Any]) -> list[Any]:
+        """As `evaluate`, outside of the names, mesh and context the equation was traced in."""
+        return _jaxpr.bind_bare(self.primitive, self.params, operands)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -140,7 +144,13 @@ def _open(
             continue
         if depends and equation.primitive in ELEMENTWISE:
             inputs = _explicit_broadcasts(graph, equation, inputs, inner, calls, sources)
-        outputs = tuple(graph.new_value(var.aval, depends) for var in equation.outvars)
+        flags = [depends] * len(equation.outvars)
+        if is_one_to_one(equation.primitive):
+            flags = [graph.depends[value] for value in inputs]
+        outputs = tuple(
+            graph.new_value(var.aval, flag)
+            for var, flag in zip(equation.outvars, flags, strict=True)
+        )
         graph.equations.append(
             Equation(
                 equation.primitive,
@@ -202,6 +212,7 @@ class Layer:
       equations: indices of its equations, in evaluation order.
       inputs: values that carry relevance into it; ``operands``: the others it reads.
       outputs: values that carry relevance out of it (the other outputs: ``decisions``).
+      shared: equations of it that are evaluated by themselves as well, for other readers.
       path: scope path; ``occurrence`` counts the layers that share it.
       weight_path: path of its weight in the arguments, or empty.
       behind: reached by the explained input through a dense layer or convolution; ``first``: it is
@@ -216,6 +227,7 @@ class Layer:
     operands: tuple[int, ...]
     outputs: tuple[int, ...]
     details: Any = None
+    shared: tuple[int, ...] = ()
     path: str = ""
     occurrence: int = 0
     weight_path: str = ""
@@ -225,6 +237,11 @@ class Layer:
     index: int = 0
     in_shapes: tuple[tuple[int, ...], ...] = ()
     out_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def owned(self) -> tuple[int, ...]:
+        """The equations that nothing but this layer evaluates."""
+        return tuple(i for i in self.equations if i not in self.shared)
 
     @property
     def label(self) -> str:
@@ -245,14 +262,18 @@ def boundary(graph: Graph, indices: Sequence[int], tracked: Sequence[bool]) -> t
 
 
 def replay(
-    graph: Graph, indices: Sequence[int], values: dict[int, Any], wanted: Sequence[int]
+    graph: Graph,
+    indices: Sequence[int],
+    values: dict[int, Any],
+    wanted: Sequence[int],
+    evaluate: Callable[[Equation, Sequence[Any]], list[Any]] = Equation.evaluate,
 ) -> list[Any]:
     """Evaluates a group of equations on the given values."""
     env = dict(values)
     for i in indices:
         equation = graph.equations[i]
         operands = [env[v] if v in env else graph.literals[v] for v in equation.inputs]
-        env.update(zip(equation.outputs, equation.evaluate(operands), strict=True))
+        env.update(zip(equation.outputs, evaluate(equation, operands), strict=True))
     return [env[value] for value in wanted]
 
 

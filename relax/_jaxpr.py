@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.core
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives as jaxpr_primitives
 
@@ -62,8 +64,6 @@ def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     does not inherit the name stack around it, so that is put together here.
     """
     equation = equations[0]
-    primitive = equation.primitive
-    params = primitive.get_bind_params(equation.params)
     names = source_info_util.current_name_stack()
     for outer in reversed(equations):
         names = names + outer.source_info.name_stack
@@ -72,8 +72,23 @@ def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         source_info_util.user_context(traceback, name_stack=names),
         equation.ctx.manager,
     ):
-        results = primitive.bind(*operands, **params)
+        return bind_bare(equation.primitive, equation.params, operands)
+
+
+def bind_bare(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:
+    """Evaluates a primitive, under whatever names and context are in force."""
+    results = primitive.bind(*operands, **primitive.get_bind_params(params))
     return list(results) if primitive.multiple_results else [results]
+
+
+@contextlib.contextmanager
+def evaluation() -> Iterator[None]:
+    """Computes numbers now, whatever jit, vmap or shard_map surrounds the call."""
+    with (
+        jax.core.eval_context(),
+        jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())),
+    ):
+        yield
 
 
 def scopes(equation: Any) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from relax._errors import RuleError
 
 Stabilizer = str | Callable[..., jax.Array]
 
@@ -23,6 +26,10 @@ def is_zero(value: Any) -> bool:
 
 def sign(z: jax.Array) -> jax.Array:
     """As jnp.sign, but ``sign(0) = +1``, so that a stabilizer never vanishes."""
+    if jnp.iscomplexobj(z):
+        nothing = z == 0
+        safe = jnp.where(nothing, 1, z)
+        return safe / jnp.abs(safe)
     return jnp.where(z < 0, -1, 1).astype(z.dtype)
 
 
@@ -90,11 +97,28 @@ def divide(a: jax.Array, b: jax.Array, otherwise: Any = 0) -> jax.Array:
     return jnp.where(zero, otherwise, a / jnp.where(zero, 1, b))
 
 
+def _require_sign(x: Any) -> None:
+    if any(jnp.iscomplexobj(a) for a in jax.tree.leaves(x)):
+        raise RuleError(
+            "A complex number has no sign: a rule that tells positive from negative contributions "
+            "cannot serve this layer.\n  Give it Epsilon()."
+        )
+
+
 def positive(x: Any) -> Any:
     """``x+ = max(x, 0)`` for every array of the tree."""
+    _require_sign(x)
     return jax.tree.map(lambda a: jnp.where(a > 0, a, 0), x)
 
 
 def negative(x: Any) -> Any:
     """``x- = min(x, 0)`` for every array of the tree."""
+    _require_sign(x)
     return jax.tree.map(lambda a: jnp.where(a < 0, a, 0), x)
+
+
+def varying_like(x: jax.Array, aval: Any) -> jax.Array:
+    """Inside of a shard_map: ``x``, marked as varying over the mesh axes of ``aval``."""
+    kind = getattr(aval, "mat", None)
+    axes = tuple(getattr(aval if kind is None else kind, "vma" if kind is None else "varying", ()))
+    return lax.pcast(x, axes, to="varying") if axes else x

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import primitives
 
 from relax._axes import along_weight
-from relax._errors import RuleError, message
+from relax._errors import RelaxError, RuleError, message
 from relax._graph import Graph, Layer, replay
 from relax._numerics import is_number, narrow
 from relax._primitives import SCALE, followed_axes
@@ -71,8 +72,31 @@ class LayerOp:
         outputs: tuple[Any, ...],
         messages: tuple[Any, ...],
     ) -> tuple[Any, ...]:
-        kind = self.layer.kind
         rule = self.rule(arrays)
+        try:
+            return self._propagated(rule, inputs, operands, outputs, messages)
+        except RelaxError:
+            raise
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            raise RuleError(
+                message(
+                    f"{describe(rule)} failed on the {self.layer.kind} layer `{self.layer.name}`",
+                    where=self.layer.where,
+                    path=self.layer.label,
+                    remedy=f"{type(error).__name__}: {first.rstrip('.')}.",
+                )
+            ) from error
+
+    def _propagated(
+        self,
+        rule: Rule,
+        inputs: tuple[Any, ...],
+        operands: tuple[Any, ...],
+        outputs: tuple[Any, ...],
+        messages: tuple[Any, ...],
+    ) -> tuple[Any, ...]:
+        kind = self.layer.kind
         if kind in AFFINE or kind == "activation":
             (x,) = inputs
             out = Outgoing(outputs[0], messages[0], self.arriving)
@@ -115,19 +139,20 @@ class LayerOp:
             d.is_relu,
             d.slope,
             d.curvature,
+            batch_axes=tuple(range(y.ndim - 1)),
         )
 
     def linear(self, inputs: tuple[Any, ...], operands: tuple[Any, ...], z: Any) -> LinearMap:
         return LinearMap(
             lambda x: self.forward(x, operands)[0],
             lambda x: self._unscaled(x, operands),
-            tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs),
+            tuple(map(jax.typeof, inputs)),
             output=z,
             input=inputs,
             monotone=self.layer.details.monotone,
             one_to_one=self.layer.details.one_to_one,
             nonnegative=self.layer.details.nonnegative,
-            batch_axes=(0,) if z.ndim > 1 else (),
+            batch_axes=tuple(range(z.ndim - 1)),
         )
 
     def _unscaled(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
@@ -160,7 +185,7 @@ class LayerOp:
             move=chain.move,
             make_weight=chain.weight,
             bias=chain.bias(x),
-            example=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            example=jax.typeof(x),
             core_shape=core_shape,
             native=chain.linear,
             input=x,
@@ -197,8 +222,9 @@ class _Chain:
         if self.details.core is None:
             return x * w
         for index in self.details.pads:
-            pad = self.graph.equations[index]
-            (x,) = pad.evaluate((x, jnp.zeros((), x.dtype)))
+            equation = self.graph.equations[index]
+            pads = len(equation.inputs) == 2
+            (x,) = equation.evaluate((x, jnp.zeros((), x.dtype)) if pads else (x,))
         equation = self.graph.equations[self.details.core]
         operands = (x, w) if self.details.position == 0 else (w, x)
         return equation.evaluate(operands)[0]
@@ -225,7 +251,7 @@ class _Chain:
                     z = -z
                 if "shift" in kinds:
                     z = z + self._shift(equation, step.position)
-            elif step.kind in kinds:
+            elif step.kind in kinds and equation.primitive is not primitives.name_p:
                 operands = [
                     z if i == step.position else self.env[v] for i, v in enumerate(equation.inputs)
                 ]

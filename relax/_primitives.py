@@ -44,6 +44,14 @@ ROUTING = frozenset(
     }
 )
 
+# As ROUTING: primitives that JAX gives no public object.
+_ROUTING_BY_NAME = frozenset({"reshard", "mesh_cast", "pvary"})
+
+
+def is_routing(primitive: Any) -> bool:
+    return primitive in ROUTING or primitive.name in _ROUTING_BY_NAME
+
+
 # The winner takes all: relevance follows the gradient, which is zero or one.
 WINNER = frozenset(
     {
@@ -235,6 +243,8 @@ def conv_axes(params: dict[str, Any]) -> ConvAxes:
 
 # Moves that keep every element, so that an axis can be followed through them.
 RESHAPING = CAST | {
+    p.name_p,
+    lax.optimization_barrier_p,
     lax.reshape_p,
     lax.transpose_p,
     lax.squeeze_p,
@@ -264,6 +274,16 @@ def followed_axes(
         found = {i: places.get((math.prod(new[:i]), size)) for i, size in enumerate(new)}
         return {i: place for i, place in found.items() if place is not None}
     return {axis: axis for axis in range(len(old))}
+
+
+def applies_function(primitive: Any, params: dict[str, Any]) -> bool:
+    """Whether a scatter applies a function of the user's: ``x.at[i].apply(f)``."""
+    return primitive is lax.scatter_p and params["update_jaxpr"] is not None
+
+
+def is_one_to_one(primitive: Any) -> bool:
+    """Whether each output is the operand at its place, and no other takes part in it."""
+    return primitive is lax.optimization_barrier_p
 
 
 def gather_axes(

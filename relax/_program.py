@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from relax import _arguments, _jaxpr
+from relax import _arguments, _jaxpr, select
 from relax._assign import assign
 from relax._errors import ArgumentError, RelaxWarning, UnmatchedSelectorError, message
 from relax._graph import Layer, flatten
-from relax._paths import addresses, matches, nearest
+from relax._paths import nearest
 from relax._recognize import find_layers, gather_facts
 from relax._rewrite import Rewritten
 from relax.rules._base import pair
@@ -102,14 +102,20 @@ class Program:
     def run(self, exact_value: bool) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any]]]:
         """The value, the auxiliary output, and the function that propagates its seeds."""
         traced, graph, rewritten = self.traced, self.graph, self.rewritten
+        for name, leaf in zip(traced.names, traced.leaves, strict=True):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise ArgumentError(
+                    f"`{name}` is a ShapeDtypeStruct, which holds no numbers.\n"
+                    "  For the plan, which needs none: relax.layers(fun, rules)(*args)."
+                )
         consts, leaves = traced.closed.consts, [jnp.asarray(a) for a in traced.leaves]
         moving = [i for i in traced.explained if graph.is_float(graph.inputs[i])]
-        probes = [jnp.zeros(graph.shape(v), graph.avals[v].dtype) for v in rewritten.tapped]
+        probes = [jnp.zeros_like(graph.avals[v]) for v in rewritten.tapped]
         carrying = graph.outputs[: traced.count]
         carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
 
         tokens = [i for i in traced.explained if i not in moving]
-        blanks = [jnp.zeros(leaves[i].shape, _shadow_dtype(graph)) for i in tokens]
+        blanks = [jnp.zeros_like(leaves[i], _shadow_dtype(graph)) for i in tokens]
 
         def forward(inputs: Sequence[Any], probes: Sequence[Any], blanks: Sequence[Any]) -> Any:
             arguments = list(leaves)
@@ -166,18 +172,15 @@ def _latent(at: Any, layers: Sequence[Layer]) -> dict[str, int]:
     if at is None:
         return {}
     found: dict[str, int] = {}
-    for pattern in (at,) if isinstance(at, str) else tuple(at):
-        own = [
-            layer
-            for layer in layers
-            if matches(pattern, addresses(layer.path, layer.occurrence, layer.weight_path))
-        ]
+    for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
+        test = select.predicate(selector)
+        own = [layer for layer in layers if test(layer)]
         if not own:
             known = [p for layer in layers for p in (layer.label, layer.weight_path)]
-            close = ", ".join(repr(path) for path in nearest(pattern, known))
+            close = ", ".join(repr(path) for path in nearest(test.name.strip("'"), known))
             raise UnmatchedSelectorError(
                 message(
-                    f"at={pattern!r} matches no layer",
+                    f"at={test.name} matches no layer",
                     remedy=f"Nearest: {close or 'none, the function has no layers'}.",
                 )
             )

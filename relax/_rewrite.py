@@ -38,7 +38,7 @@ class Rewritten:
     sources: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
-        self.owner = {i: layer for layer in self.layers for i in layer.equations}
+        self.owner = {i: layer for layer in self.layers for i in layer.owned}
         self._hear_readers()
         self.currencies: Currencies = find_currencies(
             self.graph, self.tracked, self.owner, self.rules, self.in_relevance
@@ -56,6 +56,8 @@ class Rewritten:
 
     def is_native(self, layer: Layer) -> bool:
         """The rule is the derivative JAX takes anyway."""
+        if layer.kind == "unsupported":  # so that a derivative JAX does not have is our error
+            return False
         rule = type(self.rules[layer.index])
         given = self.currencies.given.get(layer.equations[-1], "coefficient")
         return rule is Winner or (rule is Linear and given == "coefficient")

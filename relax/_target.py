@@ -45,11 +45,20 @@ def _called(target: Any, value: Any) -> Any:
         raise TargetError(
             f"The target function returned the structure {got}; the value has {expected}."
         )
+    return given(relevance, value, "The target function returned")
+
+
+def given(relevance: Any, value: Any, who: str = "relprop was given") -> Any:
+    """Relevance of every entry of the value, checked and in its dtype.
+
+    Raises:
+      TargetError: a shape differs.
+    """
 
     def fit(r: Any, z: jax.Array) -> jax.Array:
         if jnp.shape(r) != z.shape:
             raise TargetError(
-                f"The target function returned shape {jnp.shape(r)}; the value has shape {z.shape}."
+                f"{who} shape {jnp.shape(r)}; the value has shape {z.shape}."
                 "\n  It must give the relevance of every entry of the value."
             )
         return jnp.asarray(r, z.dtype)
@@ -72,7 +81,8 @@ def _mask(target: Any, z: jax.Array) -> jax.Array:
         chosen = _indices(target, z)
     index = jnp.arange(classes).reshape((1,) * (z.ndim - 1) + (classes,))
     chosen = jnp.broadcast_to(chosen, z.shape[:-1])
-    return (jnp.expand_dims(chosen, -1) == index).astype(z.dtype)
+    is_chosen = jnp.expand_dims(chosen, -1) == index
+    return is_chosen.astype(z.dtype) * jnp.ones_like(z)  # in the sharding of z
 
 
 def _indices(target: Any, z: jax.Array) -> jax.Array:
@@ -86,6 +96,8 @@ def _indices(target: Any, z: jax.Array) -> jax.Array:
     classes = z.shape[-1]
     if not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise TargetError(f"target has dtype {chosen.dtype}; it must be integers.")
+    if chosen.dtype.itemsize < 4:  # a small type may not hold the number of classes
+        chosen = chosen.astype(jnp.int32)
     if chosen.ndim and chosen.shape != z.shape[:-1]:
         raise TargetError(
             f"target has shape {chosen.shape}; for a value of shape {z.shape} it must be an int or "

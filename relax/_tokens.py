@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from relax._graph import Equation, Graph
+from relax._numerics import divide
 from relax._primitives import ELEMENTWISE, gather_axes
 from relax.rules._base import Currency, Outgoing
 
@@ -25,12 +26,15 @@ class Tokens:
 
     def __init__(self, graph: Graph, token: Sequence[bool], shadows: dict[int, Any]):
         self.graph, self.token, self.shadows = graph, token, shadows
+        # The same moves on ones: which entries of a shadow are tokens, and not what joined them.
+        self.present = {v: jnp.ones_like(shadow) for v, shadow in shadows.items()}
 
     def follow(self, equation: Equation) -> None:
         """Shadows of the outputs of an equation that moves token ids."""
         if not self.shadows or not any(self.token[v] for v in equation.outputs):
             return
-        self.shadows.update(zip(equation.outputs, self._moved(equation), strict=True))
+        for known in (self.shadows, self.present):
+            known.update(zip(equation.outputs, self._moved(equation, known), strict=True))
 
     def embedded(self, equation: Equation, x: jax.Array, arriving: Currency) -> jax.Array:
         """The first float value made of tokens, tied to their shadow."""
@@ -39,30 +43,33 @@ class Tokens:
         index = equation.inputs[-1]
         if equation.primitive is lax.gather_p and self.token[index]:
             features, size = gather_axes(equation.params, self.graph.shape(index))
-            return embed((features, size, arriving), x, self.shadows[index])
+            return embed((features, size, arriving), x, self.shadows[index], self.present[index])
         if equation.primitive is lax.dynamic_slice_p:
-            own = [self.shadows[v] for v in equation.inputs if self.token[v]]
-            return embed((tuple(range(x.ndim)), 1, arriving), x, _mean(own))
-        (shadow,) = self._moved(equation)
-        return embed(((), 0, arriving), x, shadow)
+            own = _mean([self.shadows[v] for v in equation.inputs if self.token[v]])
+            return embed((tuple(range(x.ndim)), 1, arriving), x, own, jnp.ones_like(own))
+        (shadow,) = self._moved(equation, self.shadows)
+        return embed(((), 0, arriving), x, shadow, jnp.ones_like(shadow))
 
-    def _moved(self, equation: Equation) -> list[Any]:
+    def _moved(self, equation: Equation, known: dict[int, Any]) -> list[Any]:
         if equation.primitive in ELEMENTWISE:
             out = self.graph.shape(equation.outputs[0])
-            own = [self.shadows[v] for v in equation.inputs if self.token[v]]
+            own = [known[v] for v in equation.inputs if self.token[v]]
             return [jnp.broadcast_to(_mean(own), out)]
-        operands = [self.shadows.get(v, self._blank(equation, v)) for v in equation.inputs]
+        dtype = next(iter(known.values())).dtype
+        operands = [
+            known[v] if v in known else self._blank(equation, v, dtype) for v in equation.inputs
+        ]
         return equation.evaluate(operands)
 
-    def _blank(self, equation: Equation, value: int) -> Any:
+    def _blank(self, equation: Equation, value: int, dtype: Any) -> Any:
         """Nothing, in the place of an operand that is moved along; indices stay what they are."""
-        if value == equation.inputs[0] or equation.primitive.name in (
-            "concatenate",
-            "stack",
-            "pad",
-        ):
-            return jnp.zeros(self.graph.shape(value), jnp.float32)
-        return self.graph.literals.get(value, jnp.zeros(self.graph.shape(value), jnp.float32))
+        nothing = jnp.zeros(self.graph.shape(value), dtype)
+        if value == equation.inputs[0] or equation.primitive.name in _JOINING:
+            return nothing
+        return self.graph.literals.get(value, nothing)
+
+
+_JOINING = ("concatenate", "stack", "pad")
 
 
 def _mean(shadows: Sequence[Any]) -> Any:
@@ -71,27 +78,31 @@ def _mean(shadows: Sequence[Any]) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def embed(static: tuple[tuple[int, ...], int, Currency], x: jax.Array, shadow: Any) -> jax.Array:
+def embed(
+    static: tuple[tuple[int, ...], int, Currency], x: jax.Array, shadow: Any, present: Any
+) -> jax.Array:
     """``x``; backwards the relevance of ``x``, summed over its feature axes, goes to the shadow.
 
     ``static`` holds the feature axes, the length of the trailing index axis of the shadow (0: it
-    has none), and the currency that arrives.
+    has none), and the currency that arrives. ``present`` is 1 where the shadow holds tokens: an
+    index may have other components, such as the position.
     """
     return x
 
 
-def _embed_fwd(static: Any, x: Any, shadow: Any) -> Any:
-    return x, (x, shadow)
+def _embed_fwd(static: Any, x: Any, shadow: Any, present: Any) -> Any:
+    return x, (x, shadow, present)
 
 
 def _embed_bwd(static: Any, residuals: Any, message: Any) -> Any:
     features, size, arriving = static
-    x, shadow = residuals
+    x, shadow, present = residuals
     relevance = Outgoing(x, message, arriving).relevance.astype(shadow.dtype)
     relevance = jnp.sum(relevance, axis=features) if features else relevance
     if size:
-        relevance = jnp.broadcast_to(relevance[..., None] / size, (*relevance.shape, size))
-    return jnp.zeros_like(x), relevance.reshape(shadow.shape)
+        share = divide(present, jnp.sum(present, axis=-1, keepdims=True))
+        relevance = relevance.reshape(*shadow.shape[:-1], 1) * share
+    return jnp.zeros_like(x), relevance.reshape(shadow.shape), None
 
 
 embed.defvjp(_embed_fwd, _embed_bwd)

@@ -39,7 +39,7 @@ def lrp(
       target: which output is explained. None: all. An int, or an integer array of shape
         ``value.shape[:-1]``: that entry of the last axis. ``"max"``: the largest entry. A callable
         ``value -> relevance of the value``: anything else.
-      at: globs of layers whose output relevance is wanted as well.
+      at: globs, or predicates of `relax.select`: layers whose output relevance is wanted as well.
       has_aux: whether ``fun`` returns ``(value, aux)``.
 
     Returns:
@@ -144,7 +144,7 @@ def vrp(
                 f"relprop: relevance has structure {jax.tree.structure(relevance)}; "
                 f"the value has {expected}."
             )
-        return pull_back(_target.seeds(lambda _: relevance, value))[0]
+        return pull_back(_target.given(relevance, value))[0]
 
     return (value, relprop, aux) if has_aux else (value, relprop)
 

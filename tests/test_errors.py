@@ -818,3 +818,90 @@ def test_a_network_without_relu_under_guided_backprop_warns():
     """It is the plain gradient then, which is most likely not what was meant."""
     with pytest.warns(relax.RelaxWarning, match="ReLU"):
         relax.lrp(named, composites.guided_backprop())(P, X)
+
+
+# What a wrong rule meets
+
+
+@pytest.mark.parametrize(
+    "rule", [rules.Norm(), rules.Winner(), rules.GuidedBackprop(), rules.Pass()], ids=repr
+)
+def test_a_rule_that_finds_nothing_to_act_on(rule):
+    """Given alone, a rule for layers that the function does not have is a slip."""
+    text = raised(relax.RuleError, relax.lrp(linear, rule), W, X)
+    assert type(rule).__name__ in text
+    assert "has dense" in text
+
+
+def test_a_rule_of_no_kind():
+    """A subclass of Rule says which layers it is for."""
+
+    class Mine(Rule):
+        pass
+
+    text = raised(relax.RuleError, relax.lrp(linear, Mine()), W, X)
+    assert "AffineRule" in text
+
+
+@pytest.mark.parametrize("name", ["ZPlus", "AlphaBeta", "Gamma", "ZBox"])
+def test_signs_of_complex_weights(name):
+    """A complex number has none."""
+    fourier = lambda x: jnp.fft.irfft(jnp.fft.rfft(x) @ jnp.ones((3, 3), complex))
+    text = raised(relax.RuleError, relax.lrp(fourier, getattr(rules, name)()), X)
+    assert "complex" in text
+    assert "Epsilon()" in text
+
+
+@pytest.mark.parametrize(
+    "rule", [rules.ZBox(jnp.zeros(7), jnp.ones(7)), rules.Gamma(jnp.ones(7))], ids=["ZBox", "Gamma"]
+)
+def test_a_hyperparameter_of_a_wrong_shape(rule):
+    """The error names the rule, the layer and the line."""
+
+    def fun(w, x):
+        return x @ w  # culprit
+
+    text = raised(relax.RuleError, relax.lrp(fun, rule), W, X)
+    assert line(fun) in text
+    assert "(7,)" in text or "[7]" in text
+
+
+@pytest.mark.parametrize("epsilon", [[1e-6], None, "a", 1j, (0.1,)], ids=repr)
+def test_a_hyperparameter_that_is_no_number(epsilon):
+    text = raised(relax.HyperparameterError, rules.Epsilon, epsilon)
+    assert "Epsilon(epsilon=" in text
+
+
+def test_a_function_applied_by_a_scatter():
+    """`x.at[i].apply(f)` is no move of data."""
+
+    def fun(x):
+        return x.at[0].apply(jnp.abs)  # culprit
+
+    text = raised(relax.UnsupportedOperationError, relax.lrp(fun), X)
+    assert line(fun) in text
+
+
+def test_shapes_where_numbers_are_needed():
+    """The plan takes shapes; relevance does not."""
+    shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    text = raised(relax.ArgumentError, relax.lrp(linear), W, shape)
+    assert "relax.layers" in text
+
+
+def test_relprop_with_a_wrong_shape_speaks_of_relprop():
+    _, relprop = relax.vrp(lambda x: x @ W, X)
+    text = raised(relax.TargetError, relprop, jnp.ones((3, 3)))
+    assert "relprop" in text
+
+
+def test_a_derivative_that_does_not_exist():
+    """A user gives `while` a rule that needs its derivative, which JAX has not."""
+    halve = lambda x: lax.while_loop(lambda c: c.sum() > 1, lambda c: c / 2, x)
+    text = raised(relax.RuleError, relax.lrp(halve, {"while": rules.Linear()}), X)
+    assert "while" in text
+
+
+def test_a_composite_that_was_not_called():
+    text = raised(relax.RuleError, relax.lrp(linear, composites.epsilon), W, X)
+    assert "epsilon()" in text

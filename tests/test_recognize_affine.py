@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import relax
 from relax import rules, select
@@ -1058,3 +1059,91 @@ def test_batchnorm_in_training_mode_is_not_taken_for_a_constant_scale(rng):
 
     with pytest.raises(relax.UnsupportedOperationError, match=r"`mul`"):
         relax.lrp(fun)(x)
+
+
+IN_BETWEEN = {
+    "checkpoint_name": lambda z: checkpoint_name(z, "hidden"),
+    "barrier": lax.optimization_barrier,
+    "crop of positions": lambda z: z[:, 1:],
+    "reversed positions": lambda z: z[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("name", IN_BETWEEN)
+def test_what_does_nothing_to_features_does_not_part_layer_and_batchnorm(name, rng):
+    """Names, barriers and crops between a layer and its norm."""
+    w, x = normal(rng, 4, 3), normal(rng, 2, 3, 4)
+    gain, b = normal(rng, 1, 1, 3), normal(rng, 1, 1, 3)
+    between = IN_BETWEEN[name]
+    fun = lambda x: between(x @ w) * gain + b
+    oracle = lambda x: between(x) @ (w * gain[0]) + b
+    assert kinds(fun, x) == ["dense"]
+    assert_same_relevance(fun, oracle, x)
+
+
+def test_reversed_features_are_not_scaled_by_one_anothers_scale(rng):
+    """The scale behind stays a layer of its own; nothing is folded the wrong way round."""
+    w, x, gain = normal(rng, 4, 3), normal(rng, 2, 4), normal(rng, 1, 3)
+    fun = lambda x: (x @ w)[:, ::-1] * gain
+    for rule in (rules.Epsilon(0.0), rules.Flat()):
+        expected = relax.lrp(lambda x: (x @ w)[:, ::-1], rule, target=lambda z: fun(x))(x)
+        np.testing.assert_allclose(relax.lrp(fun, rule)(x), expected, rtol=1e-9)
+
+
+def padded(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def valid(x, kernel, padding="VALID"):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+
+PADDED = {
+    "pad": (lambda x, k1, k2: valid(padded(x), k1), lambda x, k1, k2: valid(x, k1, "SAME")),
+    "pad, then cast": (
+        lambda x, k1, k2: valid(padded(x).astype(jnp.float32).astype(jnp.float64), k1),
+        lambda x, k1, k2: valid(x.astype(jnp.float32).astype(jnp.float64), k1, "SAME"),
+    ),
+    "one pad for two": (
+        lambda x, k1, k2: (lambda q: valid(q, k1) + valid(q, k2))(padded(x)),
+        lambda x, k1, k2: valid(x, k1, "SAME") + valid(x, k2, "SAME"),
+    ),
+    "one pad, also read by a pool": (
+        lambda x, k1, k2: (lambda q: valid(q, k1) + q[:, 1:-1, 1:-1, :1])(padded(x)),
+        lambda x, k1, k2: valid(x, k1, "SAME") + x[..., :1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_beyond_the_border_is_nothing_however_it_is_padded(name, rng):
+    """Rules that ignore the input give nothing to padding, whoever else reads it."""
+    x, k1, k2 = normal(rng, 2, 4, 4, 2), normal(rng, 3, 3, 2, 3), normal(rng, 3, 3, 2, 3)
+    fun, oracle = PADDED[name]
+    assert_same_relevance(
+        lambda x: fun(x, k1, k2), lambda x: oracle(x, k1, k2), x, rtol=1e-6, atol=1e-7
+    )
+
+
+def test_a_pad_of_samples_is_no_part_of_the_layer(rng):
+    """A token shift pads along the axis of tokens, which the product does not contract."""
+    x, w = normal(rng, 3, 4), normal(rng, 4, 2)
+    fun = lambda x: jnp.pad(x, ((1, 0), (0, 0)))[:-1] @ w
+    for name in ("flat", "w_square", "z_box"):
+        got = relax.lrp(fun, RULES[name])(x)
+        np.testing.assert_allclose(got[:-1], relax.lrp(lambda x: x @ w, RULES[name])(x[:-1]))
+        np.testing.assert_array_equal(got[-1], 0)
+
+
+def test_a_padded_convolution_keeps_its_own_name():
+    """The layer is named by its convolution, not by the padding in front of it."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Conv(4, (3, 3), padding="VALID")(padded(x))
+
+    x = jnp.ones((1, 4, 4, 2))
+    variables = Model().init(jax.random.key(0), x)
+    assert [row.path for row in relax.layers(Model().apply)(variables, x)] == ["Model/Conv_0"]

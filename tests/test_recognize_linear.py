@@ -470,3 +470,47 @@ def test_global_average_pooling_is_linear_and_no_statistic(rng):
     ours = relax.lrp(fun, rules.Epsilon(0.0))(x)
     np.testing.assert_allclose(ours.sum(), fun(x).sum(), rtol=1e-9)
     np.testing.assert_allclose(ours, x * jax.grad(lambda x: fun(x).sum())(x), rtol=1e-9)
+
+
+def test_zero_minus_a_value_is_its_negative(rng):
+    """Also where relevance travels as relevance: the sign of a coefficient is not that of R."""
+    w, x = rng.normal(size=(4, 3)), rng.normal(size=(2, 4))
+    flat = [(select.dense, rules.Flat())]
+    for zero in (0.0, jnp.zeros((2, 4))):
+        got = relax.lrp(lambda x, zero=zero: (zero - x) @ w, flat)(x)
+        np.testing.assert_allclose(got, relax.lrp(lambda x: (-x) @ w, flat)(x), rtol=1e-12)
+
+
+COMPLEX = {
+    "sigmoid of a magnitude": lambda x, w: jax.nn.sigmoid(jnp.abs(jnp.fft.rfft(x))).sum(-1),
+    "magnitude, dense": lambda x, w: jnp.abs(jnp.fft.rfft(x)) @ w.real,
+    "Fourier layer": lambda x, w: jnp.fft.irfft(jnp.fft.rfft(x) @ w),
+}
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(0.0), rules.Flat(0.0), rules.WSquare(0.0)])
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_values_conserve(name, rule, rng):
+    """The relevance of a complex value is real, whichever way it travels."""
+    w = rng.normal(size=(5, 5)) + 1j * rng.normal(size=(5, 5))
+    function = lambda x: COMPLEX[name](x, w)
+    x = rng.normal(size=(3, 8))
+    given = function(x)
+    got = relax.lrp(function, rule)(x)
+    assert not jnp.iscomplexobj(got)
+    np.testing.assert_allclose(got.sum(), given.sum(), rtol=1e-10)
+
+
+def test_each_output_of_a_barrier_is_its_own_operand(rng):
+    """A barrier ties values in time, not in relevance: the weights of a layer stay weights."""
+    w, b, x = rng.normal(size=(4, 3)), rng.normal(size=(2, 3)), rng.normal(size=(2, 4))
+
+    def tied(w, x):
+        w, x = lax.optimization_barrier((w, x))
+        z, c = lax.optimization_barrier((x @ w, b))
+        return z + c
+
+    assert "sum" not in [row.kind for row in relax.layers(tied)(w, x)]
+    rule = rules.Epsilon(0.0)
+    expected = relax.lrp(lambda w, x: x @ w + b, rule)(w, x)
+    np.testing.assert_allclose(relax.lrp(tied, rule)(w, x), expected, rtol=1e-12)

@@ -1,6 +1,7 @@
 """Every rule against a naive reference, against the identities between rules, and conservation."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 
@@ -776,3 +777,37 @@ def test_any_chain(data):
     plan = relax.layers(function)(x)
     hypothesis.assume([layer.kind for layer in plan] == ["dense"])
     check_layer(data, rng, function, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "assign"),
+    [
+        (lambda x: x.mean(-1), [(select.sums, rules.Norm(0.1, "scale"))]),
+        (lambda x: x + jnp.roll(x, 1, -1), [(select.sums, rules.Norm(0.1, "scale"))]),
+        (jnp.tanh, [(select.activation, rules.Epsilon(0.1, "scale"))]),
+    ],
+    ids=["mean", "sum", "activation"],
+)
+def test_scale_stabilizer_of_what_has_no_weights(rng, function, assign):
+    """The root mean square runs over the last axis, so samples do not mix, mapped or not."""
+    x = rng.normal(size=(2, 3, 4, 5))
+    explain = relax.lrp(function, assign)
+    close(jax.vmap(explain)(x), explain(x))
+
+
+def test_a_rule_with_a_word_for_a_field():
+    """A string is part of the program, as if it were `static`."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Chosen(rules.AffineRule):
+        part: str = "positive"
+        epsilon: float = 1e-6
+
+        def relevance(self, layer, x, relevance):
+            layer = getattr(layer, self.part)()
+            return x * layer.transpose(relevance / rules.stabilize(layer(x), self.epsilon))
+
+    w, x = np.array([[1.0, -2.0], [-3.0, 4.0]]), np.array([1.0, 2.0])
+    explain = jax.jit(lambda rule: relax.lrp(lambda x: x @ w, rule)(x))
+    np.testing.assert_allclose(explain(Chosen()), [-5.0, 6.0], rtol=1e-5)
+    assert jax.tree.leaves(Chosen()) == [1e-6]

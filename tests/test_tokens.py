@@ -143,3 +143,37 @@ def test_ids_and_a_float_together(table, head):
     assert extra_relevance.shape == extra.shape
     total = ids_relevance.sum() + extra_relevance.sum()
     np.testing.assert_allclose(total, f(table, IDS, extra)[:, 0].sum(), rtol=1e-10)
+
+
+POSITIONS = jnp.arange(4)
+PARTLY = {
+    "looked up one by one": lambda table, ids: jax.vmap(
+        lambda one: jax.vmap(lambda k: table[k])(one)
+    )(ids),
+    "by position and token": lambda table, ids: jnp.stack([table, 2 * table, -table, table + 1])[
+        POSITIONS[None], ids
+    ],
+    "behind a token that is always there": lambda table, ids: table[
+        jnp.concatenate([jnp.zeros_like(ids[:, :1]), ids], axis=1)
+    ][:, 1:],
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("lookup", PARTLY.values(), ids=PARTLY.keys())
+def test_the_token_takes_all_that_reaches_a_look_up(lookup, dtype, table, head):
+    """An index may hold more than the token: a position, a constant. They take no share."""
+    table, head = table.astype(dtype), head.astype(dtype)
+    whole = lambda table, ids: by_words(head, lookup(table, ids))
+    got = relax.lrp(whole, rules.Epsilon(0.01), target=1)(table, IDS)
+    words = relax.lrp(lambda e: by_words(head, e), rules.Epsilon(0.01), target=1)
+    expected = words(lookup(table, IDS)).sum(-1)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equinox_embedding_under_vmap(rng):
+    """The idiom of Equinox: a look-up of one token, mapped."""
+    eqx = pytest.importorskip("equinox")
+    embed = eqx.nn.Embedding(VOCABULARY, WIDTH, key=jax.random.key(0))
+    f = lambda ids: jax.vmap(embed)(ids).sum()
+    np.testing.assert_allclose(relax.lrp(f)(IDS[0]), embed.weight[IDS[0]].sum(-1), rtol=1e-6)

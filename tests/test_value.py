@@ -555,3 +555,14 @@ def test_rules_as_mapping_and_list_are_equal():
         rules.ZBox(-3.0, 3.0) if layer.first else rules.Gamma() if layer.kind == "dense" else None
     )
     same(relax.lrp(classify, chosen)(X), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int64])
+def test_a_target_of_any_integer_type(dtype):
+    """Small types hold small numbers; there may be more classes than those."""
+    w, x = np.ones((3, 300)) * np.arange(300), np.ones(3)
+    number = 100 if dtype is np.uint8 else -1
+    expected = relax.lrp(lambda x: x @ w, target=number)(x)
+    for target in (dtype(number), jnp.asarray(number, dtype)):
+        got = jax.jit(lambda t: relax.lrp(lambda x: x @ w, target=t)(x))(target)
+        np.testing.assert_allclose(got, expected)

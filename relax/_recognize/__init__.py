@@ -14,11 +14,12 @@ from relax._primitives import (
     LINEAR_IN,
     MAX_POOL,
     RESHAPING,
-    ROUTING,
     SCALE,
     SHIFT,
     SUM,
     WINNER,
+    applies_function,
+    is_routing,
 )
 from relax._recognize.activation import ActivationDetails, find_activations
 from relax._recognize.affine import AffineDetails, find_affine, find_scale_shift
@@ -149,7 +150,7 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
         details = None
         if kind in ("sum", "linear"):
             monotone = kind == "sum" and equation.primitive is not lax.sub_p
-            one_to_one = equation.primitive in SCALE and len(inputs) == 1
+            one_to_one = equation.primitive in SCALE | {lax.sub_p} and len(inputs) == 1
             nonnegative = all(facts.nonnegative(v) for v in inputs)
             details = LinearDetails(monotone, nonnegative, one_to_one)
         layers.append(Layer(kind, name, (index,), inputs, operands, outputs, details))
@@ -159,13 +160,17 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
 def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
     primitive = equation.primitive
     moving = [i for i, value in enumerate(equation.inputs) if facts.tracked[value]]
+    if applies_function(primitive, equation.params):
+        return "unsupported"
     if primitive in SUM and len(moving) == 2:
         return "sum"
     if primitive in MAX_POOL:
         return "max_pool"
     if primitive in WINNER or (primitive is lax.select_n_p and graph.depends[equation.inputs[0]]):
         return "winner"  # a choice that the input itself makes
-    if primitive in ROUTING or (primitive in SUM and len(moving) == 1):
+    if primitive is lax.sub_p and moving == [1]:  # 0 - x; any other c - x is a scale_shift
+        return "linear"
+    if is_routing(primitive) or (primitive in SUM and len(moving) == 1):
         return "routing"
     if primitive in LINEAR:
         return "linear"
@@ -178,7 +183,7 @@ def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
 
 def _mark_dead_outputs(layers: list[Layer], consumers: list[list[int]]) -> None:
     """An affine layer that rectifiers alone read passes no coefficient where it is negative."""
-    owner = {index: layer for layer in layers for index in layer.equations}
+    owner = {index: layer for layer in layers for index in layer.owned}
     for layer in layers:
         readers = consumers[layer.outputs[0]]
         if layer.kind in AFFINE and readers and all(_is_dead_below(owner.get(i)) for i in readers):
@@ -209,7 +214,7 @@ def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[in
     """Gives every layer its path, occurrence, weight path, source line and shapes."""
     seen: dict[str, int] = {}
     for index, layer in enumerate(layers):
-        first = graph.equations[layer.equations[0]]
+        first = graph.equations[layer.owned[0]]
         core = layer.details.core if layer.kind in ("dense", "conv") else None
         if layer.kind in AFFINE:
             if core is not None:

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relax._graph import Graph, Layer, boundary, replay
+from relax._graph import Equation, Graph, Layer, boundary, replay
+from relax._jaxpr import evaluation
 from relax._primitives import CAST, ELEMENTWISE, PIECEWISE_LINEAR, SCALE, SHIFT
 from relax._recognize.facts import Facts, Interval, propagate_interval
 
@@ -295,17 +296,17 @@ def _evaluated(
         for value in operands:
             shape = x.shape if graph.shape(value) == graph.shape(start) else ()
             values[value] = jnp.full(shape, facts.interval[value][0], graph.avals[value].dtype)
-        return replay(graph, body, values, (end,))[0]
+        return replay(graph, body, values, (end,), Equation.compute)[0]
 
     def derivative(function: Any) -> Any:
         return lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
 
-    with jax.ensure_compile_time_eval():
-        zero = jnp.zeros((1,), dtype)
-        slope = 0.0 if dead_below else float(derivative(phi)(zero)[0])
-        curvature = 0.0 if dead_below else float(derivative(derivative(phi))(zero)[0])
+    with evaluation():
+        at_zero = lambda function: float(np.asarray(function(jnp.zeros((1,), dtype)))[0])
+        slope = 0.0 if dead_below else at_zero(derivative(phi))
+        curvature = 0.0 if dead_below else at_zero(derivative(derivative(phi)))
         # sqrt(0) is 0, but has no slope there
-        passes_zero = float(phi(zero)[0]) == 0 and math.isfinite(slope + curvature)
+        passes_zero = at_zero(phi) == 0 and math.isfinite(slope + curvature)
         linear = all(graph.equations[i].primitive in PIECEWISE_LINEAR for i in body)
         largest = float(jnp.finfo(dtype).max)
         samples = jnp.asarray([x for x in _SAMPLES if x < largest], dtype)
@@ -325,7 +326,7 @@ def _known_activations() -> dict[str, tuple[float, ...]]:
         **{name: getattr(nn, name) for name in _NAMED},
         "tanh": jnp.tanh,
     }
-    with jax.ensure_compile_time_eval():
+    with evaluation():
         points = jnp.asarray(_POINTS, jnp.float32)
         return {name: tuple(map(float, f(points))) for name, f in functions.items()}
 

@@ -71,6 +71,9 @@ class AffineDetails:
     dead_below: bool = False
 
 
+_CROPS = frozenset({lax.slice_p, lax.rev_p})
+
+
 class _Search:
     """Grows the chain behind one core."""
 
@@ -98,7 +101,7 @@ class _Search:
         position = self.sole_tracked(equation)
         if position is None or len(equation.outputs) != 1:
             return None
-        if equation.primitive in RESHAPING:
+        if equation.primitive in RESHAPING | _CROPS:
             keeps = self.graph.is_float(equation.outputs[0])
             return Step(index, position, "move") if keeps else None
         if equation.primitive in SHIFT:
@@ -172,20 +175,30 @@ class _Search:
             return set().union(*(self.varying(v, depth - 1) for v in equation.inputs)) & wide
         return wide
 
-    def pads(self, value: int) -> tuple[int, ...]:
-        """Zero paddings that only the core reads, in evaluation order."""
+    def pads(self, value: int, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """Zero paddings in front of the core, and casts behind them, in evaluation order.
+
+        They are evaluated for other readers as well, so it does not matter whether there are any.
+        """
         found: list[int] = []
-        while self.single_user(value) is not None:
-            index = self.producer.get(value)
-            if index is None or index in self.claimed:
-                break
+        while (index := self.producer.get(value)) is not None and index not in self.claimed:
             equation = self.graph.equations[index]
-            if equation.primitive is not lax.pad_p or self.sole_tracked(equation) != 0:
+            if self.sole_tracked(equation) != 0:
                 break
-            if self.facts.number(equation.inputs[1]) != 0:
+            if equation.primitive is lax.pad_p:
+                padded = [
+                    axis
+                    for axis, config in enumerate(equation.params["padding_config"])
+                    if any(config)
+                ]
+                if self.facts.number(equation.inputs[1]) != 0 or not set(batch).isdisjoint(padded):
+                    break
+            elif equation.primitive not in CAST:
                 break
             found.insert(0, index)
             value = equation.inputs[0]
+        while found and self.graph.equations[found[0]].primitive is not lax.pad_p:
+            found.pop(0)
         return tuple(found)
 
     def chain(self, value: int, axes: Axes | None) -> tuple[list[Step], int]:
@@ -203,7 +216,7 @@ class _Search:
             equation = self.graph.equations[index]
             if step.kind == "move" and axes is not None:
                 old, new = self.graph.shape(value), self.graph.shape(equation.outputs[0])
-                if math.prod(old) != math.prod(new):
+                if math.prod(old) < math.prod(new):
                     break  # repeats elements
                 axes = moved(equation.primitive, equation.params, axes, new)
             elif step.kind == "move" and equation.primitive not in CAST:
@@ -259,7 +272,7 @@ def find_affine(
         features, batch, core_batch = _core_axes(equation, position, ndims)
         out = equation.outputs[0]
         steps, end = search.chain(out, feature_axes(graph.shape(out), features))
-        pads = search.pads(equation.inputs[position])
+        pads = search.pads(equation.inputs[position], batch)
         details = AffineDetails(
             index,
             position,
@@ -272,8 +285,8 @@ def find_affine(
         indices = (*pads, index, *(step.equation for step in steps))
         inputs, operands = boundary(graph, indices, facts.tracked)
         kind = "conv" if equation.primitive is CONV else "dense"
-        layers.append(Layer(kind, kind, indices, inputs, operands, (end,), details))
-        claimed.update(indices)
+        layers.append(Layer(kind, kind, indices, inputs, operands, (end,), details, shared=pads))
+        claimed.update(indices[len(pads) :])
     return layers
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Equation, Graph, numpy_scalar
-from relax._primitives import CONV, DOT, ELEMENTWISE, ROUTING
+from relax._primitives import CONV, DOT, ELEMENTWISE, is_one_to_one, is_routing
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -76,6 +76,11 @@ def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
         origins = [facts.origin[v] for v in equation.inputs if facts.origin[v] >= 0]
         origin = max(origins, key=lambda v: sizes[v], default=-1)
         intervals = propagate_interval(graph, equation, facts.interval)
+        if is_one_to_one(equation.primitive):
+            for value, same in zip(equation.outputs, equation.inputs, strict=True):
+                for known in (facts.tracked, facts.constant, facts.interval, facts.origin):
+                    known[value] = known[same]
+            continue
         for value, interval in zip(equation.outputs, intervals, strict=True):
             facts.tracked[value] = tracked and graph.is_float(value)
             facts.constant[value] = constant
@@ -94,7 +99,7 @@ def _follow_tokens(graph: Graph, facts: Facts, index: int, equation: Equation) -
     """
     if any(facts.tracked[value] for value in equation.inputs):
         return
-    if equation.primitive not in ROUTING | ELEMENTWISE:
+    if not (is_routing(equation.primitive) or equation.primitive in ELEMENTWISE):
         return
     for value in equation.outputs:
         if graph.is_float(value):
@@ -107,7 +112,7 @@ def _follow_tokens(graph: Graph, facts: Facts, index: int, equation: Equation) -
             one_hot = equation.primitive is lax.eq_p and not any(
                 facts.number(v) is not None for v in others
             )
-            facts.token[value] = one_hot or equation.primitive in ROUTING
+            facts.token[value] = one_hot or is_routing(equation.primitive)
 
 
 def propagate_interval(

@@ -123,25 +123,27 @@ def _split(rule: Any) -> tuple[list[tuple[str, Any]], tuple[tuple[str, Any], ...
         )
     leaves, fixed = [], []
     for field in dataclasses.fields(rule):
-        item = field.name, getattr(rule, field.name)
-        (fixed if field.metadata.get("static") else leaves).append(item)
+        value = getattr(rule, field.name)
+        is_static = field.metadata.get("static") or isinstance(value, str)
+        (fixed if is_static else leaves).append((field.name, value))
     return leaves, tuple(fixed)
 
 
 def _flatten(rule: Any) -> tuple[list[Any], Any]:
     leaves, fixed = _split(rule)
-    return [value for _, value in leaves], fixed
+    return [value for _, value in leaves], (tuple(name for name, _ in leaves), fixed)
 
 
 def _flatten_with_keys(rule: Any) -> tuple[list[Any], Any]:
     leaves, fixed = _split(rule)
-    return [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves], fixed
+    keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves]
+    return keyed, (tuple(name for name, _ in leaves), fixed)
 
 
 def _unflattener(cls: type) -> Callable[[Any, Any], Any]:
-    def unflatten(fixed: Any, leaves: Any) -> Any:
+    def unflatten(aux: Any, leaves: Any) -> Any:
         rule = object.__new__(cls)  # not __init__: leaves may be tracers, or mere placeholders
-        names = [f.name for f in dataclasses.fields(cls) if not f.metadata.get("static")]
+        names, fixed = aux
         for name, value in (*fixed, *zip(names, leaves, strict=True)):
             object.__setattr__(rule, name, value)
         return rule
@@ -152,7 +154,7 @@ def _unflattener(cls: type) -> Callable[[Any, Any], Any]:
 def known(value: Any) -> np.ndarray | None:
     """A hyper-parameter as numbers, unless it is traced."""
     if isinstance(value, Tracer) or not isinstance(
-        value, (int, float, np.generic, np.ndarray, jax.Array)
+        value, (int, float, complex, np.generic, np.ndarray, jax.Array)
     ):
         return None
     return np.asarray(value)
@@ -162,13 +164,16 @@ def require_finite(rule: Any, *names: str, at_least: float | None = None) -> Non
     """Checks hyper-parameters that are numbers or arrays; traced ones cannot be checked."""
     for name in names:
         value = getattr(rule, name)
-        if isinstance(value, (str, bool)) or value is None:
+        plain = isinstance(value, (int, float, complex)) and not isinstance(value, bool)
+        if not plain and not hasattr(value, "dtype"):
             raise HyperparameterError(
                 f"{type(rule).__name__}({name}={value!r}): expected a number or an array."
             )
         numbers = known(value)
         if numbers is None:
             continue
+        if numbers.dtype.kind not in "fiu" and not jnp.issubdtype(numbers.dtype, jnp.floating):
+            raise HyperparameterError(f"{type(rule).__name__}({name}={value}) is not real.")
         if not np.all(np.isfinite(numbers)):
             raise HyperparameterError(f"{type(rule).__name__}({name}={value}) is not finite.")
         if at_least is not None and np.any(numbers < at_least):
@@ -179,6 +184,8 @@ def require_finite(rule: Any, *names: str, at_least: float | None = None) -> Non
 
 def describe(rule: Any) -> str:
     """A rule as a person would write it: the first field, and what differs from its default."""
+    if not dataclasses.is_dataclass(rule):
+        return f"{type(rule).__name__}()"
     parts: list[str] = []
     in_order = True
     for position, field in enumerate(dataclasses.fields(rule)):

@@ -12,15 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relax._numerics import divide, negative, positive, power_of_two
+from relax._numerics import divide, negative, positive, power_of_two, varying_like
 
 
 def transposed(function: Callable[[Any], jax.Array], example: Any, s: jax.Array) -> Any:
     """The transpose of a linear function, applied to ``s``."""
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), example)
-    out = jax.eval_shape(function, shapes)
-    transpose = jax.linear_transpose(function, shapes)
-    narrow = any(a.dtype == jnp.float16 for a in jax.tree.leaves((shapes, out)))
+    out = jax.eval_shape(function, example)
+    transpose = jax.linear_transpose(function, example)
+    narrow = any(a.dtype == jnp.float16 for a in jax.tree.leaves((example, out)))
     if narrow and s.dtype != jnp.float16:
         return _in_float16(transpose, out.dtype, s)
     (result,) = transpose(s.astype(out.dtype))
@@ -144,7 +143,7 @@ class AffineMap:
             else size
             for axis, size in enumerate(full)
         )
-        return jnp.broadcast_to(value, shape)
+        return varying_like(jnp.broadcast_to(value, shape), self.example)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
