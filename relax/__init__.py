@@ -15,6 +15,7 @@ from relax._errors import (
     UnmatchedSelectorError,
     UnsupportedOperationError,
 )
+from relax.custom import custom_relprop
 from relax.plan import Plan, layers
 from relax.transform import lrp, value_and_lrp, vrp
 
@@ -33,6 +34,7 @@ __all__ = [
     "UnsupportedOperationError",
     "__version__",
     "composites",
+    "custom_relprop",
     "layers",
     "lrp",
     "rules",

@@ -20,7 +20,18 @@ from relax._errors import (
 from relax._graph import Layer
 from relax._jaxpr import CONTROL_FLOW
 from relax._paths import nearest
-from relax.rules import Epsilon, Gradient, Linear, Pass, Rule, Winner
+from relax.rules import (
+    Custom,
+    Epsilon,
+    Gradient,
+    Jacobian,
+    Linear,
+    Lookup,
+    Pass,
+    Rule,
+    SignalTakeAll,
+    Winner,
+)
 from relax.rules._base import AFFINE, describe
 from relax.rules.activation import ReLURule
 from relax.rules.general import unmasked
@@ -241,24 +252,26 @@ _DEFAULTS: dict[str, Rule] = {
     "max_pool": Winner(),
     "winner": Winner(),
     "activation": Pass(),
+    "softmax": Jacobian(),
+    "normalization": Linear(),
+    "product": SignalTakeAll(),
+    "embedding": Lookup(),
 }
 
 _CONTROL_FLOW_NAMES = {primitive.name: words for primitive, words in CONTROL_FLOW.items()}
 
 
 def _default(layer: Layer) -> Rule:
+    if layer.kind == "custom":
+        return Custom(layer.details.coefficients)
     rule = _DEFAULTS.get(layer.kind)
     if rule is not None:
         return rule
     name = _CONTROL_FLOW_NAMES.get(layer.name, f"`{layer.name}`")
-    if layer.kind == "product":
-        why = "Both of its operands depend on the explained input."
-    elif layer.name in _CONTROL_FLOW_NAMES:
+    if layer.name in _CONTROL_FLOW_NAMES:
         why = "Its body is not opened yet."
     elif len(layer.outputs) > 1:
         why = "It has several outputs that depend on the explained input."
-    elif layer.name == "softmax":
-        why = "A softmax, log_softmax or logsumexp has no rule yet: explain the logits before it."
     else:
         why = "No rule of LRP is known for it."
     raise UnsupportedOperationError(

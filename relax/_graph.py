@@ -91,8 +91,11 @@ class Graph:
         return users
 
 
+_SMALL = 8  # equations of a call that is opened for what can be known of its result
+
+
 def flatten(closed: Any, explained: Sequence[bool]) -> Graph:
-    """Opens every call that depends on the explained inputs and numbers all values.
+    """Opens every call that depends on the explained inputs, or is small; numbers all values.
 
     Args:
       closed: the traced function.
@@ -131,8 +134,8 @@ def _open(
         depends = any(graph.depends[value] for value in inputs)
         inner = scope + _jaxpr.scopes(equation)
         sources = (equation, *around)
-        body = _jaxpr.call_body(equation) if depends else None
-        if body is not None:
+        body = _jaxpr.call_body(equation)
+        if body is not None and (depends or len(body[0].jaxpr.eqns) <= _SMALL):
             closed, name = body
             consts = []
             for var, const in zip(closed.jaxpr.constvars, closed.consts, strict=True):
@@ -259,6 +262,17 @@ def boundary(graph: Graph, indices: Sequence[int], tracked: Sequence[bool]) -> t
             if value not in made:
                 (inputs if tracked[value] else operands)[value] = None
     return tuple(inputs), tuple(operands)
+
+
+def computing(graph: Graph, indices: Sequence[int], value: int) -> list[int]:
+    """Those of some equations that a value is computed by, in evaluation order."""
+    wanted, found = {value}, []
+    for index in sorted(indices, reverse=True):
+        equation = graph.equations[index]
+        if not wanted.isdisjoint(equation.outputs):
+            wanted.update(equation.inputs)
+            found.append(index)
+    return found[::-1]
 
 
 def replay(

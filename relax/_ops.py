@@ -18,12 +18,15 @@ from jax.extend.core import primitives
 
 from relax._axes import along_weight
 from relax._errors import RelaxError, RuleError, message
-from relax._graph import Graph, Layer, replay
+from relax._graph import Graph, Layer, computing, replay
 from relax._numerics import is_number, narrow
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
+from relax.rules import Custom
 from relax.rules._base import Currency, Outgoing, Rule, describe, pair
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
+from relax.rules.normalization import NormalizationMap
+from relax.rules.product import ProductMap
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -97,16 +100,20 @@ class LayerOp:
         messages: tuple[Any, ...],
     ) -> tuple[Any, ...]:
         kind = self.layer.kind
-        if kind in AFFINE or kind == "activation":
+        single = {
+            **dict.fromkeys(AFFINE, self.affine),
+            "activation": self.elementwise,
+            "normalization": self.normalization,
+        }
+        if kind in single:
             (x,) = inputs
             out = Outgoing(outputs[0], messages[0], self.arriving)
-            view = (
-                self.affine(x, operands, outputs[0])
-                if kind in AFFINE
-                else self.elementwise(x, operands, outputs[0])
-            )
+            view = single[kind](x, operands, outputs[0])
             return (self.checked(rule, rule.propagate(view, x, out), x),)
-        if kind in ("sum", "mean", "avg_pool", "linear"):
+        if kind == "product":
+            out = Outgoing(outputs, messages, self.arriving)
+            result = rule.propagate(self.product(inputs, operands), inputs, out)
+        elif kind in ("sum", "mean", "avg_pool", "linear"):
             out = Outgoing(outputs[0], messages[0], self.arriving)
             result = rule.propagate(self.linear(inputs, operands, outputs[0]), inputs, out)
         else:
@@ -116,7 +123,12 @@ class LayerOp:
         return tuple(self.checked(rule, r, x) for r, x in zip(result, inputs, strict=True))
 
     def checked(self, rule: Rule, result: Any, x: Any) -> Any:
-        """What a rule returned, in the dtype of the input; a wrong shape is the rule's mistake."""
+        """What a rule returned, in the dtype of the input; a wrong shape is the rule's mistake.
+
+        None is relevance of zero, that of all that comes before included: nothing is computed.
+        """
+        if result is None:
+            return None
         if jnp.shape(result) != x.shape:
             raise RuleError(
                 message(
@@ -153,6 +165,56 @@ class LayerOp:
             one_to_one=self.layer.details.one_to_one,
             nonnegative=self.layer.details.nonnegative,
             batch_axes=tuple(range(z.ndim - 1)),
+        )
+
+    def product(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> ProductMap:
+        env = self.environment(inputs, operands)
+        equation = self.graph.equations[self.layer.equations[0]]
+        a, b = (env[v] for v in equation.inputs[:2])
+        rest = tuple(env[v] for v in equation.inputs[2:])
+        return ProductMap(
+            lambda a, b: equation.evaluate((a, b, *rest))[0],
+            (a, b),
+            equation.inputs[0] == equation.inputs[1],
+            self.layer.details,
+        )
+
+    def normalization(self, x: Any, operands: tuple[Any, ...], y: Any) -> NormalizationMap:
+        """The layer with its statistic held at what it is for ``x``."""
+        graph, d = self.graph, self.layer.details
+        env = self.environment((x,), operands)
+        product = graph.equations[d.product]
+        steps = [step.equation for step in d.steps]
+        core = [i for i in self.layer.equations if i not in steps]
+        statistic, n = product.inputs[d.position], product.outputs[0]
+        held, normalized = replay(graph, core, env, (statistic, n))
+        needed = computing(graph, core, product.inputs[1 - d.position])
+
+        def center(x: Any) -> Any:
+            values = env | {self.layer.inputs[0]: x, statistic: held}
+            return replay(graph, (*needed, d.product), values, (n,))[0]
+
+        def behind(z: Any) -> Any:
+            return replay(graph, steps, env | {n: z}, self.layer.outputs)[0]
+
+        def moves(z: Any) -> Any:
+            for step in d.steps:
+                equation = graph.equations[step.equation]
+                if step.kind == "move":
+                    z = replay(graph, (step.equation,), {equation.inputs[0]: z}, equation.outputs)[
+                        0
+                    ]
+            return z
+
+        return NormalizationMap(
+            function=lambda x: behind(center(x)),
+            full=lambda x: self.forward((x,), operands)[0],
+            center=center,
+            to_normalized=lambda r: jax.vjp(moves, normalized)[1](r)[0],
+            input=x,
+            output=y,
+            normalized=normalized,
+            batch_axes=tuple(range(y.ndim - 1)),
         )
 
     def _unscaled(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
@@ -327,6 +389,55 @@ def _propagate_bwd(op: LayerOp, residuals: Any, messages: Any) -> Any:
 
 
 propagate.defvjp(_propagate_fwd, _propagate_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def propagate_custom(
+    op: LayerOp, inputs: tuple[Any, ...], operands: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """A function with a rule of its own, see `relax.custom_relprop`."""
+    return op.forward(inputs, operands)
+
+
+def _custom_fwd(op: LayerOp, inputs: Any, operands: Any) -> Any:
+    env = op.environment(inputs, operands)
+    equation = op.graph.equations[op.layer.equations[0]]
+    values = [env[v] if v in env else op.graph.literals[v] for v in equation.inputs]
+    results, residuals = op.layer.details.fwd(*values)
+    made = dict(zip(equation.outputs, results, strict=True))
+    return tuple(made[v] for v in op.layer.outputs), (inputs, results, residuals)
+
+
+def _custom_bwd(op: LayerOp, saved: Any, messages: Any) -> Any:
+    inputs, results, residuals = saved
+    rule, equation = op.layer.details, op.graph.equations[op.layer.equations[0]]
+    arrived = dict(zip(op.layer.outputs, messages, strict=True))
+    full = [
+        arrived[v] if v in arrived else jnp.zeros(z.shape, float)
+        for v, z in zip(equation.outputs, results, strict=True)
+    ]
+    out = Outgoing(results, full, op.arriving)
+    given = rule.bwd(residuals, out.coefficient if rule.coefficients else out.relevance)
+    each: dict[int, Any] = {}
+    for value, part in zip(equation.inputs, given, strict=True):
+        each[value] = part if value not in each else each[value] + part
+    checked = tuple(
+        op.checked(Custom(rule.coefficients), each[v], x)
+        for v, x in zip(op.layer.inputs, inputs, strict=True)
+    )
+    return checked, None
+
+
+propagate_custom.defvjp(_custom_fwd, _custom_bwd)
+
+
+@jax.custom_vjp
+def held(x: jax.Array) -> jax.Array:
+    """The value itself, as a constant for relevance; not for the derivative of relevance."""
+    return x
+
+
+held.defvjp(lambda x: (x, None), lambda _, message: (None,))
 
 
 @jax.custom_vjp

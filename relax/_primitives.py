@@ -105,6 +105,9 @@ LINEAR_IN = {
     p.triangular_solve_p: (1,),
 }
 
+# Linear in each of two operands, which may both depend on the input; a quotient counts as one.
+PRODUCT = frozenset({lax.mul_p, lax.div_p, DOT, CONV})
+
 SUM = frozenset({lax.add_p, lax.sub_p, p.add_jaxvals_p})
 
 # One output element from one element of each operand.

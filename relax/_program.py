@@ -46,7 +46,8 @@ class Program:
         graph = flatten(traced.closed, [i in wanted for i in range(len(traced.leaves))])
         self.graph = graph
         explained = [graph.inputs[i] for i in traced.explained]
-        self.facts = gather_facts(graph, explained)
+        outputs = graph.outputs[: traced.count]
+        self.facts = gather_facts(graph, explained, outputs)
         names = dict(zip(graph.inputs, traced.names, strict=True))
         known = dict(zip(graph.consts, traced.closed.consts, strict=True)) | graph.literals
         for value, array in known.items():
@@ -56,7 +57,6 @@ class Program:
         self.layers = layers
         self.rules = assign(rules, layers)
         self.latent = _latent(at, layers)
-        outputs = graph.outputs[: traced.count]
         self._check_dependence(explained, outputs)
         self.rewritten = Rewritten(
             graph,

@@ -11,9 +11,18 @@ from jax import lax
 
 from relax._currency import Currencies, find_currencies
 from relax._graph import Equation, Graph, Layer
-from relax._ops import LayerOp, propagate, tap, to_coefficient, to_relevance, widened
+from relax._ops import (
+    LayerOp,
+    held,
+    propagate,
+    propagate_custom,
+    tap,
+    to_coefficient,
+    to_relevance,
+    widened,
+)
 from relax._tokens import Tokens
-from relax.rules import Linear, Pass, Rule, Winner
+from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, Rule, Winner
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -58,9 +67,19 @@ class Rewritten:
         """The rule is the derivative JAX takes anyway."""
         if layer.kind == "unsupported":  # so that a derivative JAX does not have is our error
             return False
-        rule = type(self.rules[layer.index])
-        given = self.currencies.given.get(layer.equations[-1], "coefficient")
-        return rule is Winner or (rule is Linear and given == "coefficient")
+        if layer.kind == "embedding":
+            return True
+        rule = self.rules[layer.index]
+        last = layer.equations[-1]
+        given = self.currencies.given.get(last, "coefficient")
+        if type(rule) is Winner:
+            return True
+        if type(rule) is Linear or (type(rule) is Jacobian and layer.kind == "softmax"):
+            return given == "coefficient"
+        if type(rule) is Epsilon and layer.kind in ("dense", "conv"):
+            arriving = self.currencies.arriving.get(last, "coefficient")
+            return rule.is_transpose and arriving == "coefficient"
+        return False
 
     def __call__(
         self,
@@ -107,6 +126,8 @@ class Rewritten:
             closing = layer.equations[-1] if layer is not None else index
             given = self.currencies.given.get(closing, "coefficient")
             operands = [read(value, given) for value in equation.inputs]
+            if layer is not None and layer.kind == "normalization":
+                _hold_statistic(layer.details, index, operands)
             if layer is None and _widens(equation, operands):
                 results = [widened(equation.params["new_dtype"], *operands)]
             else:
@@ -125,7 +146,10 @@ class Rewritten:
         op, arrays = LayerOp.create(self.graph, layer, self.rules[layer.index], arriving)
         inputs = tuple(read(value, given) for value in layer.inputs)
         operands = tuple(read(value, given) for value in layer.operands)
-        outputs: Any = propagate(op, arrays, inputs, operands)
+        if type(self.rules[layer.index]) is Custom:
+            outputs: Any = propagate_custom(op, inputs, operands)
+        else:
+            outputs = propagate(op, arrays, inputs, operands)
         if arriving == "coefficient":
             return outputs
         return tuple(
@@ -142,6 +166,11 @@ class Rewritten:
         if wanted == native:
             return x
         return to_coefficient(x) if wanted == "relevance" else to_relevance(x)
+
+
+def _hold_statistic(details: Any, index: int, operands: list[Any]) -> None:
+    if index == details.product:
+        operands[details.position] = held(operands[details.position])
 
 
 def _widens(equation: Equation, operands: Sequence[Any]) -> bool:

@@ -11,6 +11,9 @@
 | `sequential_preset_a`, `_b` (`_flat`) | AlphaBeta | Epsilon(0.1) | flat: Flat | |
 | `guided_backprop`, `deconvnet`, `beta_smooth` | Gradient | Gradient | | ReLU only |
 | `arras_lstm` | | Epsilon(0.001) | | sums: Epsilon |
+| `attnlrp` | Epsilon(0) | Epsilon(0) | | softmax: Jacobian |
+| `cp_lrp` | Epsilon(0) | Epsilon(0) | | softmax: Constant; products: the signal |
+| `attnlrp_vit` | Gamma(0.25) | Gamma(0.05) | | softmax: Jacobian |
 
 Every composite takes ``sums=``, a rule for residual sums, means and average pools. The default is
 their transpose, which is exact; ``sums=Norm()`` is what Zennit does.
@@ -25,15 +28,18 @@ from relax._assign import Composite
 from relax.rules import (
     AlphaBeta,
     BetaSmooth,
+    Constant,
     Deconvnet,
     Epsilon,
     Flat,
     Gamma,
     Gradient,
     GuidedBackprop,
+    Jacobian,
     Linear,
     Pass,
     Rule,
+    SignalTakeAll,
     ZBox,
     ZPlus,
 )
@@ -244,6 +250,75 @@ def arras_lstm(epsilon: Any = 1e-3, *, sums: Rule | None = None) -> Composite:
     )
 
 
+def attnlrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:
+    """AttnLRP, for transformers: costs what gradient times input costs.
+
+    Epsilon on dense layers and convolutions; activations pass; the softmax is its Jacobian; a
+    product gives half to each operand, but nothing to a gate known to lie in [0, 1]; a
+    normalization holds its statistic; shifts, such as position embeddings, absorb their share.
+
+    Args:
+      epsilon: of `Epsilon`; 0 is the plain transpose.
+      sums: rule for residual sums, means and average pools; default exact.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, relax
+      >>> def attention(x):
+      ...     return jax.nn.softmax(x @ x.T) @ x
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> relax.lrp(attention, relax.composites.attnlrp(), target=0)(x).shape
+      (2, 2)
+
+    Source: Achtibat et al. 2024 (AttnLRP).
+    """
+    return _transformer(Epsilon(epsilon), Epsilon(epsilon), Jacobian(), SignalTakeAll(), sums)
+
+
+def cp_lrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:
+    """CP-LRP, conservative propagation: attention weights and gates are constants.
+
+    As `attnlrp`, but nothing passes a softmax, and a product gives all to its signal: to the values
+    of attention, to the linear branch of a SwiGLU. Without biases it conserves exactly.
+
+    Args:
+      epsilon, sums: see `attnlrp`.
+
+    Source: Ali et al. 2022 (conservative propagation), sections 4 and 5.
+    """
+    products = SignalTakeAll(("unit", "softmax", "activation"))
+    return _transformer(Epsilon(epsilon), Epsilon(epsilon), Constant(), products, sums)
+
+
+def attnlrp_vit(conv: Any = 0.25, dense: Any = 0.05, *, sums: Rule | None = None) -> Composite:
+    """AttnLRP for vision transformers: Gamma on the patch embedding and on dense layers.
+
+    Args:
+      conv, dense: gamma of convolutions and of dense layers.
+      sums: see `attnlrp`.
+
+    Source: Achtibat et al. 2024 (AttnLRP), section 4.1 and appendix.
+    """
+    rest = _transformer(Gamma(conv), Gamma(dense), Jacobian(), SignalTakeAll(), sums)
+    return Composite(((select.preprocessing, Pass()), *rest.entries), strict=False)
+
+
+def _transformer(
+    conv: Rule, dense: Rule, softmax: Rule, product: Rule, sums: Rule | None
+) -> Composite:
+    summed = () if sums is None else ((select.sums, sums),)
+    return Composite(
+        (
+            (select.conv, conv),
+            (select.dense, dense),
+            (select.scale_shift | select.norm, Linear()),
+            (select.softmax, softmax),
+            (select.product, product),
+            *summed,
+        ),
+        strict=False,
+    )
+
+
 def _first(rule: Rule, rest: Composite) -> Composite:
     return Composite(((select.first, rule), *rest.entries), strict=False)
 
@@ -251,7 +326,10 @@ def _first(rule: Rule, rest: Composite) -> Composite:
 __all__ = [
     "Composite",
     "arras_lstm",
+    "attnlrp",
+    "attnlrp_vit",
     "beta_smooth",
+    "cp_lrp",
     "deconvnet",
     "deep_taylor",
     "deep_taylor_bounded",

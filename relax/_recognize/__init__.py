@@ -13,9 +13,9 @@ from relax._primitives import (
     LINEAR,
     LINEAR_IN,
     MAX_POOL,
+    PRODUCT,
     RESHAPING,
     SCALE,
-    SHIFT,
     SUM,
     WINNER,
     applies_function,
@@ -24,6 +24,14 @@ from relax._primitives import (
 from relax._recognize.activation import ActivationDetails, find_activations
 from relax._recognize.affine import AffineDetails, find_affine, find_scale_shift
 from relax._recognize.facts import Facts, gather_facts
+from relax._recognize.normalization import (
+    NormalizationDetails,
+    find_normalizations,
+    find_statistics,
+)
+from relax._recognize.product import ProductDetails, product_layer
+from relax._recognize.softmax import find_softmax
+from relax.custom import custom_relprop_p
 
 __all__ = [
     "AFFINE",
@@ -31,6 +39,8 @@ __all__ = [
     "AffineDetails",
     "Facts",
     "LinearDetails",
+    "NormalizationDetails",
+    "ProductDetails",
     "find_layers",
     "gather_facts",
 ]
@@ -62,13 +72,16 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
       names: paths of the arguments and closed-over arrays, by value.
     """
     consumers = graph.consumers()
-    claimed: set[int] = set(facts.sources)
-    layers = _find_softmax_shifts(graph, facts, consumers, claimed)
+    claimed: set[int] = set()
+    made = find_statistics(graph, facts)
+    layers = _find_embeddings(graph, facts, claimed)
+    layers += find_softmax(graph, facts, consumers, claimed)
+    layers += find_normalizations(graph, facts, consumers, claimed, made)
     layers += find_affine(graph, facts, consumers, claimed)
     layers += _find_pools(graph, facts, consumers, claimed)
     layers += find_activations(graph, facts, consumers, claimed)
     layers += find_scale_shift(graph, facts, consumers, claimed)
-    layers += _find_single(graph, facts, claimed)
+    layers += _find_single(graph, facts, claimed, layers, made)
     layers.sort(key=lambda layer: layer.equations[-1])
     _mark_dead_outputs(layers, consumers)
     _mark_first(graph, facts, layers)
@@ -76,24 +89,15 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     return layers
 
 
-def _find_softmax_shifts(
-    graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
-) -> list[Layer]:
-    """The maximum a softmax subtracts, held constant: no bias, whatever it looks like."""
+def _find_embeddings(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
+    """The first float value made of explained tokens, whichever way."""
     layers = []
-    for index, equation in enumerate(graph.equations):
-        if equation.primitive not in SHIFT or index in claimed:
-            continue
-        tracked = [v for v in equation.inputs if facts.tracked[v]]
-        held = [v for v in equation.inputs if graph.depends[v] and not facts.tracked[v]]
-        out = equation.outputs[0]
-        readers = [graph.equations[i].primitive for i in consumers[out] if i >= 0]
-        if len(tracked) == len(held) == 1 and lax.exp_p in readers:
-            _, operands = boundary(graph, (index,), facts.tracked)
-            layers.append(
-                Layer("unsupported", "softmax", (index,), tuple(tracked), operands, (out,))
-            )
-            claimed.add(index)
+    for index in sorted(facts.sources):
+        equation = graph.equations[index]
+        looks_up = equation.primitive in (lax.gather_p, lax.dynamic_slice_p)
+        name = "embed" if looks_up else "one_hot"
+        layers.append(Layer("embedding", name, (index,), (), equation.inputs, equation.outputs))
+        claimed.add(index)
     return layers
 
 
@@ -105,7 +109,7 @@ def _find_pools(
     kinds = {"reduce_sum": "mean", "reduce_window_sum": "avg_pool"}
     for index, equation in enumerate(graph.equations):
         kind = kinds.get(equation.primitive.name)
-        if kind is None or not facts.tracked[equation.outputs[0]]:
+        if kind is None or index in claimed or not facts.tracked[equation.outputs[0]]:
             continue
         indices = [index]
         kept, value, end = 1, equation.outputs[0], equation.outputs[0]
@@ -135,9 +139,17 @@ def _find_pools(
     return layers
 
 
-def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
+def _find_single(
+    graph: Graph,
+    facts: Facts,
+    claimed: set[int],
+    known: Sequence[Layer],
+    made: Sequence[int],
+) -> list[Layer]:
     """What is left: one equation each. Moves of data are no layers."""
-    layers = []
+    layers: list[Layer] = []
+    owner = {index: layer for layer in known for index in layer.owned}
+    producer = graph.producers()
     for index, equation in enumerate(graph.equations):
         outputs = tuple(v for v in equation.outputs if facts.tracked[v])
         if index in claimed or not outputs:
@@ -147,7 +159,13 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
             continue
         inputs, operands = boundary(graph, (index,), facts.tracked)
         name = _jaxpr.short_name(equation.primitive)
+        if kind == "product":
+            layers.append(product_layer(graph, facts, index, name, owner, producer, made))
+            continue
         details = None
+        if kind == "custom":
+            details = equation.params["rule"]
+            name = details.name
         if kind in ("sum", "linear"):
             monotone = kind == "sum" and equation.primitive is not lax.sub_p
             one_to_one = equation.primitive in SCALE | {lax.sub_p} and len(inputs) == 1
@@ -160,6 +178,8 @@ def _find_single(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
 def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
     primitive = equation.primitive
     moving = [i for i, value in enumerate(equation.inputs) if facts.tracked[value]]
+    if primitive is custom_relprop_p:
+        return "custom"
     if applies_function(primitive, equation.params):
         return "unsupported"
     if primitive in SUM and len(moving) == 2:
@@ -177,7 +197,7 @@ def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
     if primitive in LINEAR_IN:
         if len(moving) == 1 and moving[0] in LINEAR_IN[primitive]:
             return "linear"
-        return "product" if len(moving) > 1 else "unsupported"
+        return "product" if primitive in PRODUCT and len(moving) > 1 else "unsupported"
     return "unsupported"
 
 
@@ -216,7 +236,8 @@ def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[in
     for index, layer in enumerate(layers):
         first = graph.equations[layer.owned[0]]
         core = layer.details.core if layer.kind in ("dense", "conv") else None
-        if layer.kind in AFFINE:
+        named = AFFINE | {"embedding"}
+        if layer.kind in named:
             if core is not None:
                 candidates = [graph.equations[core].inputs[1 - layer.details.position]]
             else:
@@ -224,7 +245,7 @@ def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[in
             origins = (facts.origin[value] for value in candidates if not graph.depends[value])
             layer.weight_path = next((names[v] for v in origins if v in names), "")
         parent = layer.weight_path.rpartition("/")[0]
-        if layer.kind in AFFINE:
+        if layer.kind in named:
             path = first.scope or parent or layer.name
         else:
             path = f"{first.scope}/{layer.name}" if first.scope else layer.name
@@ -232,5 +253,6 @@ def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[in
         layer.occurrence = seen.get(path, 0)
         seen[path] = layer.occurrence + 1
         layer.where = first.where
-        layer.in_shapes = tuple(graph.shape(v) for v in layer.inputs)
+        entering = layer.inputs or [v for v in layer.operands if facts.token[v]]
+        layer.in_shapes = tuple(graph.shape(v) for v in entering)
         layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)

@@ -74,7 +74,7 @@ class AffineDetails:
 _CROPS = frozenset({lax.slice_p, lax.rev_p})
 
 
-class _Search:
+class Search:
     """Grows the chain behind one core."""
 
     def __init__(self, graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]):
@@ -260,7 +260,7 @@ def find_affine(
     graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
 ) -> list[Layer]:
     """Dense layers and convolutions, each with its bias and BatchNorm."""
-    search = _Search(graph, facts, consumers, claimed)
+    search = Search(graph, facts, consumers, claimed)
     layers = []
     for index, equation in enumerate(graph.equations):
         if equation.primitive not in (DOT, CONV) or index in claimed:
@@ -294,7 +294,7 @@ def find_scale_shift(
     graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
 ) -> list[Layer]:
     """Elementwise affine layers of their own, such as a BatchNorm behind a pooling."""
-    search = _Search(graph, facts, consumers, claimed)
+    search = Search(graph, facts, consumers, claimed)
     layers = []
     for index, equation in enumerate(graph.equations):
         if index in claimed or equation.primitive not in SHIFT:

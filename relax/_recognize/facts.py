@@ -52,12 +52,15 @@ class Facts:
         return low if low == high else None
 
 
-def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
-    """One pass over the equations."""
+def gather_facts(graph: Graph, explained: Sequence[int], outputs: Sequence[int]) -> Facts:
+    """One pass over the equations, and one back from the outputs that are explained."""
     count = len(graph.avals)
     facts = Facts([False] * count, [False] * count, [ANY] * count, [-1] * count, [False] * count)
     for value in (*graph.inputs, *graph.consts):
         facts.origin[value] = value
+    for value, aval in enumerate(graph.avals):
+        if aval.dtype == np.bool_:
+            facts.interval[value] = (0.0, 1.0)
     for value in explained:
         facts.tracked[value] = graph.is_float(value)
         facts.token[value] = not graph.is_float(value)
@@ -88,7 +91,23 @@ def gather_facts(graph: Graph, explained: Sequence[int]) -> Facts:
             facts.origin[value] = origin
         if any(facts.token[value] for value in equation.inputs):
             _follow_tokens(graph, facts, index, equation)
+    _forget_dead(graph, facts, outputs)
     return facts
+
+
+def _forget_dead(graph: Graph, facts: Facts, outputs: Sequence[int]) -> None:
+    """What reaches no explained output carries no relevance, whatever it is computed from."""
+    live = [False] * len(graph.avals)
+    for value in outputs:
+        live[value] = True
+    for equation in reversed(graph.equations):
+        if any(live[value] and facts.tracked[value] for value in equation.outputs):
+            for value in equation.inputs:
+                live[value] = True
+    facts.tracked = [tracked and alive for tracked, alive in zip(facts.tracked, live, strict=True)]
+    facts.sources = {
+        index for index in facts.sources if facts.tracked[graph.equations[index].outputs[0]]
+    }
 
 
 def _follow_tokens(graph: Graph, facts: Facts, index: int, equation: Equation) -> None:

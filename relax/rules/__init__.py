@@ -11,6 +11,11 @@
 | `GuidedBackprop`, `Deconvnet`, `BetaSmooth` | ReLU | modified gradients |
 | `Rescale` | activations | DeepLIFT's difference quotient |
 | `Linear`, `Winner` | linear layers; max and its kin | the transpose; the chosen one |
+| `Jacobian`, `Constant` | softmax | first-order expansion; nothing passes |
+| `Uniform`, `SignalTakeAll`, `Left`, `Right` | products | half each; all to the signal or a side |
+| `Identity`, `LayerNormRule` | normalizations | unchanged; the LN-rule |
+| `Lookup` | embeddings | sum over the features |
+| `Custom` | functions under `relax.custom_relprop` | their own |
 | `Gradient`, `Mask` | any | plain gradient; a mask in front of another rule |
 """
 
@@ -34,8 +39,11 @@ from relax.rules.affine import (
     ZPlus,
 )
 from relax.rules.gamma import Gamma, GeneralizedGamma, TextbookGamma
-from relax.rules.general import Gradient, Linear, Mask, Winner
+from relax.rules.general import Custom, Gradient, Linear, Lookup, Mask, Winner
 from relax.rules.input import Flat, WSquare, ZBox
+from relax.rules.normalization import Identity, LayerNormRule, NormalizationRule
+from relax.rules.product import Left, ProductRule, Right, SignalTakeAll, Uniform
+from relax.rules.softmax import Constant, Jacobian, SoftmaxRule
 
 __all__ = [
     "ActivationRule",
@@ -43,6 +51,8 @@ __all__ = [
     "AffineRule",
     "AlphaBeta",
     "BetaSmooth",
+    "Constant",
+    "Custom",
     "Deconvnet",
     "ElementwiseMap",
     "Epsilon",
@@ -52,14 +62,25 @@ __all__ = [
     "GeneralizedGamma",
     "Gradient",
     "GuidedBackprop",
+    "Identity",
+    "Jacobian",
+    "LayerNormRule",
+    "Left",
     "Linear",
     "LinearMap",
+    "Lookup",
     "Mask",
     "Norm",
+    "NormalizationRule",
     "Pass",
+    "ProductRule",
     "Rescale",
+    "Right",
     "Rule",
+    "SignalTakeAll",
+    "SoftmaxRule",
     "TextbookGamma",
+    "Uniform",
     "WSquare",
     "Winner",
     "ZBox",

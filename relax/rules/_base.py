@@ -97,14 +97,17 @@ class Outgoing:
         """
         if self.currency == "relevance":
             return divide(wide(self.message), denominator)
-        return wide(self.message) * divide(wide(self.value), denominator)
+        z = wide(self.value)
+        masked = jnp.isinf(z)  # a logit of minus infinity: z / z is 1
+        ratio = divide(jnp.where(masked, 1, z), jnp.where(masked, 1, denominator))
+        return wide(self.message) * ratio
 
 
 def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:
     """Relevance of a value: the product with its coefficient, real also for complex values."""
     if coefficient.dtype == jnp.float16:
         coefficient = jnp.clip(coefficient, *FLOAT16)  # a sum of them may be infinite
-    product = value * coefficient
+    product = jnp.where(jnp.isinf(value), 0, value) * coefficient  # nothing through a mask
     if jnp.iscomplexobj(product):
         product = product.real.astype(product.dtype)
     return product

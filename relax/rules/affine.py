@@ -132,7 +132,7 @@ class Epsilon(Stabilized):
     bias_share: float = static(0.0)
 
     kinds = AFFINE
-    serves = LINEAR | {"activation"}
+    serves = LINEAR | {"activation", "normalization"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,6 +140,11 @@ class Epsilon(Stabilized):
             raise HyperparameterError(
                 f"Epsilon(bias_share={self.bias_share!r}): expected a Python number."
             )
+
+    @property
+    def is_transpose(self) -> bool:
+        """Whether a coefficient passes as under the plain transpose: LRP-0."""
+        return is_zero(self.epsilon) and not self.zero_bias and self.bias_share == 0
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
         return "coefficient" if self.bias_share == 0 else "relevance"

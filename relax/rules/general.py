@@ -9,9 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import RuleError
-from relax.rules._base import LINEAR, WINNERS, Currency, Outgoing, Rule
+from relax.rules._base import LINEAR, WINNERS, Currency, Outgoing, Rule, static
 
-ANYTHING = LINEAR | WINNERS | {"activation", "unsupported", "product"}
+ANYTHING = (
+    LINEAR
+    | WINNERS
+    | {"activation", "unsupported", "product", "softmax", "normalization", "custom"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Linear(Rule):
 
     $$c_x = J^\top c_y, \qquad R_x = x\,c_x$$
 
-    For a linear layer it is Epsilon with epsilon 0. Given by name to a layer that is not linear it
-    is gradient times input there.
+    For a linear layer it is Epsilon with epsilon 0; a normalization is one, its statistic held.
+    Given by name to a layer that is not linear it is gradient times input there.
 
     Example:
       >>> import jax.numpy as jnp, relax
@@ -31,7 +35,7 @@ class Linear(Rule):
     Source: Bach et al. 2015, eq. (56).
     """
 
-    kinds = LINEAR
+    kinds = LINEAR | {"normalization"}
     serves = ANYTHING
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
@@ -41,7 +45,8 @@ class Linear(Rule):
         if getattr(layer, "one_to_one", False) and out.currency == "relevance":
             (factor,) = layer.pull_back(jnp.ones_like(out.relevance))
             return (jnp.where(factor == 0, 0, out.relevance),)
-        return layer.pull_back(out.coefficient)
+        transpose = getattr(layer, "transpose", layer.pull_back)
+        return transpose(out.coefficient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,47 @@ class Gradient(Rule):
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         return layer.pull_back(out.relevance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup(Rule):
+    r"""The relevance of a token is the sum over the features of its embedding.
+
+    $$R_t = \sum_j R_{e_{tj}}$$
+
+    What every embedding gets; there is nothing to choose.
+
+    Example:
+      >>> import jax.numpy as jnp, relax
+      >>> table = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+      >>> print(relax.lrp(lambda ids: table[ids].sum())(jnp.array([1, 0, 1])))
+      [7. 3. 7.]
+
+    Source: Arras et al. 2017, section 3.
+    """
+
+    kinds = frozenset({"embedding"})
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        return arriving
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom(Rule):
+    """The rule that a function was given by `relax.custom_relprop`, which has an example.
+
+    Args:
+      coefficients: whether it takes and returns coefficients.
+
+    Source: mirrors jax.custom_vjp.
+    """
+
+    coefficients: bool = static(False)
+
+    kinds = frozenset({"custom"})
+
+    def gives(self, layer: Any, arriving: Currency) -> Currency:
+        return "coefficient" if self.coefficients else "relevance"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,4 +189,4 @@ def unmasked(rule: Rule) -> Rule:
     return rule
 
 
-__all__ = ["Gradient", "Linear", "Mask", "Winner"]
+__all__ = ["Custom", "Gradient", "Linear", "Lookup", "Mask", "Winner"]

@@ -1,0 +1,115 @@
+"""Regions: what lies between one value and another that is computed from it alone."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+
+from relax._graph import Equation, Graph
+from relax._primitives import DOT, ELEMENTWISE, RESHAPING
+from relax._recognize.facts import Facts
+
+REDUCTIONS = frozenset(
+    {
+        lax.reduce_sum_p,
+        lax.reduce_max_p,
+        lax.reduce_min_p,
+        lax.reduce_window_sum_p,
+        lax.reduce_window_max_p,
+    }
+)
+_ALLOWED = (
+    ELEMENTWISE
+    | RESHAPING
+    | REDUCTIONS
+    | {lax.concatenate_p, lax.slice_p, lax.pad_p, lax.split_p, lax.rev_p, lax.stop_gradient_p}
+)
+
+
+def is_own_square(equation: Equation) -> bool:
+    """A sum of squares written as the product of a value with itself."""
+    return equation.primitive is DOT and equation.inputs[0] == equation.inputs[1]
+
+
+class Regions:
+    """Finds the region behind an equation, and whether it is closed."""
+
+    def __init__(self, graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]):
+        self.graph, self.facts, self.consumers, self.claimed = graph, facts, consumers, claimed
+        self.producer = graph.producers()
+
+    def tracked_inputs(self, index: int) -> list[int]:
+        """The distinct operands that carry relevance."""
+        inputs = self.graph.equations[index].inputs
+        return [v for v in dict.fromkeys(inputs) if self.facts.tracked[v]]
+
+    def is_inner(self, value: int) -> bool:
+        """Whether the equation that makes a value may stand inside a region."""
+        index = self.producer.get(value)
+        if index is None or index in self.claimed:
+            return False
+        equation = self.graph.equations[index]
+        return equation.primitive in _ALLOWED or is_own_square(equation)
+
+    def behind(self, end: int) -> tuple[int, list[int]] | None:
+        """The one value an equation is computed from, and all equations in between.
+
+        The nearest such value: the latest operand is traced back first.
+        """
+        body = {end}
+        heap: list[tuple[int, int]] = []  # by producer, the latest first
+        waiting: set[int] = set()
+
+        def push(index: int) -> None:
+            for value in self.tracked_inputs(index):
+                if value not in waiting:
+                    waiting.add(value)
+                    heapq.heappush(heap, (-self.producer.get(value, -1), value))
+
+        push(end)
+        while len(heap) > 1:
+            _, value = heapq.heappop(heap)
+            if not self.is_inner(value):
+                return None
+            body.add(self.producer[value])
+            push(self.producer[value])
+        return (heap[0][1], sorted(body)) if heap else None
+
+    def closed(self, body: Sequence[int], end: int) -> list[int] | None:
+        """The region, if no value made inside, but the last, is read from outside; else None.
+
+        What reads one and carries no relevance, as the maximum that a softmax subtracts, is taken
+        into the region.
+        """
+        inside = set(body)
+        waiting = list(body)
+        while waiting:
+            for value in self.graph.equations[waiting.pop()].outputs:
+                for reader in self.consumers[value] if value != end else ():
+                    if reader in inside:
+                        continue
+                    if reader < 0 or reader in self.claimed or self._carries(reader):
+                        return None
+                    inside.add(reader)
+                    waiting.append(reader)
+        return sorted(inside)
+
+    def _carries(self, index: int) -> bool:
+        """Whether an equation carries relevance, or is none that a region may hold."""
+        equation = self.graph.equations[index]
+        carries = any(self.facts.tracked[v] for v in equation.outputs)
+        return carries or equation.primitive not in _ALLOWED
+
+    def sole_reader(self, value: int) -> int | None:
+        """The one equation that reads a value, if nothing else does and none has claimed it."""
+        readers = self.consumers[value]
+        if len(readers) != 1 or readers[0] < 0 or readers[0] in self.claimed:
+            return None
+        return readers[0]
+
+
+def primitives(graph: Graph, body: Sequence[int]) -> set[Any]:
+    return {graph.equations[index].primitive for index in body}
