@@ -10,6 +10,8 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from command_line import InputError
+
 IMAGE_SIZE = 224
 CLASSES = 1000
 PHOTOGRAPHS = {
@@ -17,10 +19,6 @@ PHOTOGRAPHS = {
     "chelsea": skimage.data.chelsea,
     "camera": skimage.data.camera,
 }
-
-
-class InputError(ValueError):
-    """What the user asked for does not exist or cannot be used; the message is one line."""
 
 
 def load_image(path_or_name: str | os.PathLike[str]) -> np.ndarray:

@@ -15,10 +15,9 @@ packages that it needs beside relax come with
 """
 
 import argparse
-import inspect
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ try:
     import jax
     import numpy as np
 
+    import command_line
     import relax
+    from command_line import InputError
     from efficientnet_lite import IMAGE_SIZE, EfficientNetLite0, load_variables, preprocess
     from heatmap import save_figure
     from imagenet import (
         PHOTOGRAPHS,
-        InputError,
         find_class_index,
         load_image,
         load_labels,
@@ -76,28 +76,10 @@ def plan(rules: Any) -> relax.Plan:
     return relax.layers(model.apply, rules)(variables, image)
 
 
-def available_rules() -> dict[str, Callable[..., Any]]:
-    """Name to maker, of everything that ``--rules`` may name: the functions of the composites."""
-    return {
-        name: maker
-        for name, maker in inspect.getmembers(relax.composites, inspect.isfunction)
-        if not name.startswith("_") and maker.__module__ == relax.composites.__name__
-    }
-
-
 def make_rules(name: str) -> Any:
-    """The composite of that name; one that is bounded gets the bounds of a pixel.
-
-    Raises:
-        InputError: there is none of that name; those that there are are listed.
-    """
-    makers = available_rules()
-    if name not in makers:
-        raise InputError(f"no composite {name!r}; there are {', '.join(makers)}")
+    """The composite of that name; one that is bounded gets the bounds of a pixel."""
     low, high = (float(bound) for bound in preprocess(np.array([0, 255])))
-    bounds = {"low": low, "high": high}
-    wanted = inspect.signature(makers[name]).parameters
-    return makers[name](**{key: bound for key, bound in bounds.items() if key in wanted})
+    return command_line.make_rules(name, low=low, high=high)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,10 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
     photograph = load_image(arguments.image)
     named = None if arguments.target is None else find_class_index(arguments.target, labels)
     rules = {name: make_rules(name) for name in arguments.rules}
-    if arguments.output.suffix.lower() != ".png":
-        raise InputError(f"--output {str(arguments.output)!r} does not end in .png")
-    if not arguments.output.parent.is_dir():
-        raise InputError(f"--output {str(arguments.output)!r} is in a folder that does not exist")
+    command_line.check_output(arguments.output, ".png")
 
     variables = load_variables()
     image = preprocess(photograph)[None]

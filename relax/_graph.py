@@ -264,13 +264,18 @@ def boundary(graph: Graph, indices: Sequence[int], tracked: Sequence[bool]) -> t
     return tuple(inputs), tuple(operands)
 
 
-def computing(graph: Graph, indices: Sequence[int], value: int) -> list[int]:
-    """Those of some equations that a value is computed by, in evaluation order."""
+def computing(
+    graph: Graph, indices: Sequence[int], value: int, known: Sequence[int] = ()
+) -> list[int]:
+    """Those of some equations that a value is computed by, in evaluation order.
+
+    ``known``: values that need not be computed.
+    """
     wanted, found = {value}, []
     for index in sorted(indices, reverse=True):
         equation = graph.equations[index]
         if not wanted.isdisjoint(equation.outputs):
-            wanted.update(equation.inputs)
+            wanted.update(v for v in equation.inputs if v not in known)
             found.append(index)
     return found[::-1]
 

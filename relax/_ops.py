@@ -181,39 +181,23 @@ class LayerOp:
 
     def normalization(self, x: Any, operands: tuple[Any, ...], y: Any) -> NormalizationMap:
         """The layer with its statistic held at what it is for ``x``."""
-        graph, d = self.graph, self.layer.details
+        graph, d, body = self.graph, self.layer.details, self.layer.equations
         env = self.environment((x,), operands)
-        product = graph.equations[d.product]
-        steps = [step.equation for step in d.steps]
-        core = [i for i in self.layer.equations if i not in steps]
-        statistic, n = product.inputs[d.position], product.outputs[0]
-        held, normalized = replay(graph, core, env, (statistic, n))
-        needed = computing(graph, core, product.inputs[1 - d.position])
+        statistics = [graph.equations[index].inputs[position] for index, position in d.held]
+        known = dict(zip(statistics, replay(graph, body, env, statistics), strict=True))
+        out = self.layer.outputs[0]
+        # What only the statistic is computed by is left out.
+        needed = computing(graph, body, out, tuple(known))
 
-        def center(x: Any) -> Any:
-            values = env | {self.layer.inputs[0]: x, statistic: held}
-            return replay(graph, (*needed, d.product), values, (n,))[0]
-
-        def behind(z: Any) -> Any:
-            return replay(graph, steps, env | {n: z}, self.layer.outputs)[0]
-
-        def moves(z: Any) -> Any:
-            for step in d.steps:
-                equation = graph.equations[step.equation]
-                if step.kind == "move":
-                    z = replay(graph, (step.equation,), {equation.inputs[0]: z}, equation.outputs)[
-                        0
-                    ]
-            return z
+        def function(x: Any) -> Any:
+            values = env | known | {self.layer.inputs[0]: x}
+            return replay(graph, needed, values, (out,))[0]
 
         return NormalizationMap(
-            function=lambda x: behind(center(x)),
+            function=function,
             full=lambda x: self.forward((x,), operands)[0],
-            center=center,
-            to_normalized=lambda r: jax.vjp(moves, normalized)[1](r)[0],
             input=x,
             output=y,
-            normalized=normalized,
             batch_axes=tuple(range(y.ndim - 1)),
         )
 

@@ -169,8 +169,9 @@ class Rewritten:
 
 
 def _hold_statistic(details: Any, index: int, operands: list[Any]) -> None:
-    if index == details.product:
-        operands[details.position] = held(operands[details.position])
+    for product, position in details.held:
+        if index == product:
+            operands[position] = held(operands[position])
 
 
 def _widens(equation: Equation, operands: Sequence[Any]) -> bool:

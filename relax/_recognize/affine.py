@@ -88,7 +88,9 @@ class Search:
         return users[0]
 
     def sole_tracked(self, equation: Equation) -> int | None:
-        """Position of the one operand that carries relevance."""
+        """Position of the one operand that carries relevance to the output."""
+        if not any(self.facts.tracked[v] for v in equation.outputs):
+            return None
         positions = [i for i, v in enumerate(equation.inputs) if self.facts.tracked[v]]
         return positions[0] if len(positions) == 1 else None
 

@@ -17,7 +17,7 @@ from jax.extend.core import primitives as p
 from relax._axes import feature_axes
 from relax._graph import Equation, Graph, Layer, boundary, computing
 from relax._primitives import CAST, CONV, DOT, ELEMENTWISE, RESHAPING, SCALE, SHIFT
-from relax._recognize.affine import Search, Step
+from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
 from relax._recognize.regions import REDUCTIONS, Regions, is_own_square, primitives
 
@@ -30,13 +30,10 @@ class NormalizationDetails:
     """What the rules need to know of a normalization.
 
     Attributes:
-      product: index of the equation that applies the statistic, and ``position`` of that in it.
-      steps: the scale and shift behind it.
+      held: where a statistic is applied: pairs (index of the equation, position of the operand).
     """
 
-    product: int
-    position: int
-    steps: tuple[Step, ...]
+    held: tuple[tuple[int, int], ...]
 
 
 def find_statistics(graph: Graph, facts: Facts) -> list[int]:
@@ -80,37 +77,64 @@ def find_normalizations(
     for index, equation in enumerate(graph.equations):
         if index in claimed or equation.primitive not in (lax.mul_p, lax.div_p):
             continue
-        position = statistic_operand(equation, made)
-        if position is None:
+        if statistic_operand(equation, made) is None:
             continue
-        found = regions.behind(index)
-        out = equation.outputs[0]
-        closed = None if found is None else regions.closed(found[1], out)
-        if found is None or closed is None:
+        found = _region(regions, index) or _region_of_sum(regions, index)
+        if found is None:
             continue
-        body = _with_centering(regions, found[0], closed, out)
+        body, out = found
+        held = tuple(
+            (i, position)
+            for i in body
+            if (position := statistic_operand(graph.equations[i], made, PLAIN, REDUCED)) is not None
+        )
         claimed.update(body)
         free = feature_axes(graph.shape(out), {i: i for i in range(len(graph.shape(out)))})
         steps, end = search.chain(out, free)
         body = sorted({*body, *(step.equation for step in steps)})
         claimed.update(body)
         inputs, operands = boundary(graph, body, facts.tracked)
-        details = NormalizationDetails(index, position, tuple(steps))
-        name = _name(graph, facts, body, equation.inputs[1 - position])
+        name = _name(graph, facts, body, held)
+        details = NormalizationDetails(held)
         layers.append(Layer("normalization", name, tuple(body), inputs, operands, (end,), details))
     return layers
 
 
-def statistic_operand(equation: Equation, made: Sequence[int]) -> int | None:
-    """Position of the statistic in a product or quotient of a value with one."""
-    if len(equation.inputs) != 2:
+def _region(regions: Regions, end: int) -> tuple[list[int], int] | None:
+    """The closed region that ends in an equation, and the value it ends in."""
+    found = regions.behind(end)
+    if found is None:
+        return None
+    out = regions.graph.equations[end].outputs[0]
+    body = regions.closed(found[1], out)
+    return None if body is None else (_with_centering(regions, found[0], body, out), out)
+
+
+def _region_of_sum(regions: Regions, index: int) -> tuple[list[int], int] | None:
+    """The same for ``x s + (b - m s)``, where the statistic s is applied twice."""
+    reader: int | None = index
+    while reader is not None:
+        reader = regions.sole_reader(regions.graph.equations[reader].outputs[0])
+        if reader is not None and len(regions.tracked_inputs(reader)) == 2:
+            joins = regions.graph.equations[reader].primitive in SHIFT
+            return _region(regions, reader) if joins else None
+    return None
+
+
+def statistic_operand(equation: Equation, made: Sequence[int], *other: int) -> int | None:
+    """Position of the statistic in a product or quotient of a value with one.
+
+    ``other``: what the value may be; by default it is plain.
+    """
+    if equation.primitive not in (lax.mul_p, lax.div_p):
         return None
     first, second = (made[v] for v in equation.inputs)
+    others = other or (PLAIN,)
     if equation.primitive is lax.div_p:
-        return 1 if first == PLAIN and second >= REDUCED else None
-    if STATISTIC not in (first, second) or PLAIN not in (first, second):
-        return None
-    return 0 if first == STATISTIC else 1
+        return 1 if first in others and second >= REDUCED else None
+    if second == STATISTIC and first in others:
+        return 1
+    return 0 if first == STATISTIC and second in others else None
 
 
 def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> list[int]:
@@ -127,11 +151,14 @@ def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> l
     return whole if linear and whole is not None else body
 
 
-def _name(graph: Graph, facts: Facts, body: Sequence[int], normalized: int) -> str:
-    """By what is done before the statistic is applied: centering or not."""
-    for index in computing(graph, body, normalized):
+def _name(graph: Graph, facts: Facts, body: Sequence[int], held: Sequence[tuple[int, int]]) -> str:
+    """By what is done beside the statistic: centering or not."""
+    known = primitives(graph, body)
+    if len(held) > 1:
+        return "layer_norm"
+    ((product, position),) = held
+    for index in computing(graph, body, graph.equations[product].inputs[1 - position]):
         equation = graph.equations[index]
         if equation.primitive is lax.sub_p and all(facts.tracked[v] for v in equation.inputs):
             return "layer_norm"
-    known = primitives(graph, body)
     return "rms_norm" if known & {lax.rsqrt_p, lax.sqrt_p} else "normalize"

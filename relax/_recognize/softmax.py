@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from jax import lax
 
 from relax._graph import Graph, Layer, boundary
-from relax._primitives import CAST, ELEMENTWISE, RESHAPING, SCALE, SHIFT
+from relax._primitives import CAST, DOT, ELEMENTWISE, RESHAPING, SCALE, SHIFT
 from relax._recognize.facts import Facts
 from relax._recognize.regions import Regions, primitives
 
@@ -173,7 +173,11 @@ def _subtracts_maximum(regions: Regions, index: int) -> bool:
 
 
 def _masks(regions: Regions, index: int, value: int) -> bool:
-    """A scale by a literal, a cast, or a mask: by a select, or by adding what is never positive."""
+    """A scale by a literal, a cast, or a mask.
+
+    That is a select, or the sum with what is never positive; with anything, where the logits are
+    products of queries and keys, which have no bias: a mask that is handed in, position terms.
+    """
     graph, facts = regions.graph, regions.facts
     equation = graph.equations[index]
     if equation.inputs.count(value) != 1:
@@ -184,11 +188,24 @@ def _masks(regions: Regions, index: int, value: int) -> bool:
     if equation.primitive is lax.select_n_p:
         return equation.inputs[0] != value
     if equation.primitive is lax.add_p:
-        return facts.interval[others[0]][1] <= 0
+        return facts.interval[others[0]][1] <= 0 or _is_of_product(regions, value)
     if equation.primitive in SCALE:
         divides = equation.primitive is lax.div_p and equation.inputs[0] != value
         return not divides and all(facts.constant[v] for v in others)
     return equation.primitive in CAST
+
+
+def _is_of_product(regions: Regions, value: int) -> bool:
+    """Whether logits are a product of two values, scaled and moved at most."""
+    while (index := regions.producer.get(value)) is not None:
+        equation = regions.graph.equations[index]
+        moving = regions.tracked_inputs(index)
+        if equation.primitive is DOT:
+            return len(moving) == 2
+        if len(moving) != 1 or equation.primitive not in SCALE | SHIFT | RESHAPING:
+            return False
+        value = moving[0]
+    return False
 
 
 def _name(graph: Graph, body: list[int], end: int) -> str:

@@ -61,7 +61,7 @@ class LayerNormRule(NormalizationRule):
     $$R_i = \sum_j \frac{x_i\,(\delta_{ij} - 1/N)}{s\big(\sum_k x_k (\delta_{kj} - 1/N)\big)} R_j$$
 
     Args:
-      epsilon, stabilizer: see `Epsilon`; in the units of the normalized value.
+      epsilon, stabilizer: see `Epsilon`; in the units of the scaled value.
 
     Raises:
       HyperparameterError: see `Epsilon`.
@@ -87,10 +87,11 @@ class LayerNormRule(NormalizationRule):
         return "coefficient"
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        n = wide(layer.normalized)
-        relevance = wide(layer.to_normalized(out.relevance))
-        s = divide(relevance, stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes))
-        return layer.center_transpose(s)
+        n = wide(layer.linear(x))
+        s = divide(
+            wide(out.relevance), stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
+        )
+        return layer.transpose(s)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -99,31 +100,26 @@ class NormalizationMap:
 
     Attributes:
       function: ``x -> y``, affine; ``full``: the same with the statistic computed from x.
-      center: ``x -> n``, linear: what is there before scale and shift.
-      to_normalized: moves a value of the shape of y to where it stands in n.
-      input, output, normalized: x, y and n.
+      input, output: x and y.
     """
 
     function: Callable[[Any], jax.Array]
     full: Callable[[Any], jax.Array]
-    center: Callable[[Any], jax.Array]
-    to_normalized: Callable[[jax.Array], jax.Array]
     input: Any
     output: Any
-    normalized: Any
     batch_axes: tuple[int, ...] = ()
     bias: None = None
 
     def __call__(self, x: Any) -> jax.Array:
         return self.function(x)
 
+    def linear(self, x: Any) -> jax.Array:
+        """y without its shift."""
+        return jax.jvp(self.function, (x,), (x,))[1]
+
     def transpose(self, s: jax.Array) -> Any:
         """The transposed linear part."""
         return jax.vjp(self.function, self.input)[1](s.astype(self.output.dtype))[0]
-
-    def center_transpose(self, s: jax.Array) -> Any:
-        """The same of the part before scale and shift."""
-        return jax.vjp(self.center, self.input)[1](s.astype(self.normalized.dtype))[0]
 
     def pull_back(self, cotangent: jax.Array) -> Any:
         """The transposed Jacobian, that of the statistic included."""

@@ -1,0 +1,50 @@
+"""What the command lines of the examples share: how they refuse, and the rules that they offer."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import relax
+
+
+class InputError(ValueError):
+    """What the user asked for does not exist or cannot be used; the message is one line."""
+
+
+def available_rules() -> dict[str, Callable[..., Any]]:
+    """Name to maker, of everything that ``--rules`` may name: the functions of the composites."""
+    return {
+        name: maker
+        for name, maker in inspect.getmembers(relax.composites, inspect.isfunction)
+        if not name.startswith("_") and maker.__module__ == relax.composites.__name__
+    }
+
+
+def make_rules(name: str, **bounds: float) -> Any:
+    """The composite of that name; one that is bounded gets the bounds of the input.
+
+    Args:
+        name: a function of ``relax.composites``.
+        **bounds: ``low`` and ``high`` of the input, if it has them.
+
+    Raises:
+        InputError: there is none of that name; those that there are are listed.
+    """
+    makers = available_rules()
+    if name not in makers:
+        raise InputError(f"no composite {name!r}; there are {', '.join(makers)}")
+    wanted = inspect.signature(makers[name]).parameters
+    return makers[name](**{key: bound for key, bound in bounds.items() if key in wanted})
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Makes sure, before the work is done, that its result can be written.
+
+    Raises:
+        InputError: the name does not end as it should, or the folder does not exist.
+    """
+    if path.suffix.lower() != suffix:
+        raise InputError(f"--output {str(path)!r} does not end in {suffix}")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {str(path)!r} is in a folder that does not exist")
