@@ -88,6 +88,8 @@ relu = Predicate("relu", lambda x: x.kind == "activation" and x.details.is_relu)
 norm = _kind("norm", "normalization")
 softmax = _kind("softmax", "softmax")
 product = _kind("product", "product")
+embedding = _kind("embedding", "embedding")
+custom = _kind("custom", "custom")
 anything = Predicate("anything", lambda layer: True)
 
 __all__ = [
@@ -96,7 +98,9 @@ __all__ = [
     "affine",
     "anything",
     "conv",
+    "custom",
     "dense",
+    "embedding",
     "first",
     "glob",
     "linear",

@@ -91,7 +91,12 @@ def test_every_public_rule_and_composite_is_documented():
         if isinstance(getattr(relax.rules, name), type)
         and issubclass(getattr(relax.rules, name), relax.rules.Rule)
     ]
-    bases = (relax.rules.Rule, relax.rules.AffineRule, relax.rules.ActivationRule)
+    bases = {
+        getattr(relax.rules, name)
+        for name in relax.rules.__all__
+        if name in ("Rule", "AffineRule", "ActivationRule", "ProductRule", "SoftmaxRule")
+        or name == "NormalizationRule"
+    }
     makers = [getattr(relax.composites, name) for name in relax.composites.__all__]
     for item in (*rules, *makers):
         if item in bases or item is relax.Composite:

@@ -62,9 +62,10 @@ class _Dominators:
             common = self._common(found)
             if found and common is None:
                 continue
-            for value in dict.fromkeys(same):  # decisions made from the same root
-                if facts.tracked[value] or value not in self.parent:
-                    continue
+            held = [v for v in dict.fromkeys(same) if graph.depends[v] and not facts.tracked[v]]
+            if any(value not in self.parent for value in held):
+                continue  # a threshold that the input sets in another way: no function of one value
+            for value in held:  # decisions made from the same root
                 joint = value if common is None else self._common([common, value])
                 if joint is not None:
                     common = joint

@@ -144,6 +144,8 @@ def propagate_interval(
     operands = [interval[value] for value in equation.inputs]
     if equation.primitive is lax.mul_p and equation.inputs[0] == equation.inputs[1]:
         result = _square(operands[0])
+    elif equation.primitive is lax.ne_p and equation.inputs[0] == equation.inputs[1]:
+        result = (0.0, 0.0)  # a test for NaN
     elif equation.primitive in (DOT, CONV):
         length = math.prod(graph.shape(equation.inputs[1]))
         result = _scale_sum(_mul(*operands), length)
@@ -324,6 +326,7 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.lt_p: _compare(_less),
     lax.le_p: _compare(_less_equal),
     lax.gt_p: _compare(lambda a, b: _less(b, a)),
+    lax.ne_p: lambda a, b: (0.0, 1.0),
     lax.ge_p: _compare(lambda a, b: _less_equal(b, a)),
     lax.convert_element_type_p: _same,
     lax.reduce_sum_p: _same,

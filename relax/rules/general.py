@@ -120,7 +120,9 @@ class Lookup(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Custom(Rule):
-    """The rule that a function was given by `relax.custom_relprop`, which has an example.
+    r"""The rule that a function was given by `relax.custom_relprop`, which has an example.
+
+    $$R_x = \mathrm{bwd}(\mathrm{residuals}, R_y)$$
 
     Args:
       coefficients: whether it takes and returns coefficients.

@@ -105,7 +105,9 @@ class SignalTakeAll(ProductRule):
 
 @dataclasses.dataclass(frozen=True)
 class Left(ProductRule):
-    r"""All to the left operand: $R_a = R$, $R_b = 0$.
+    r"""All to the left operand.
+
+    $$R_a = R, \qquad R_b = 0$$
 
     Example:
       >>> import jax.numpy as jnp, relax
@@ -122,7 +124,9 @@ class Left(ProductRule):
 
 @dataclasses.dataclass(frozen=True)
 class Right(ProductRule):
-    r"""All to the right operand: $R_a = 0$, $R_b = R$.
+    r"""All to the right operand.
+
+    $$R_a = 0, \qquad R_b = R$$
 
     Example:
       >>> import jax.numpy as jnp, relax
