@@ -1,4 +1,4 @@
-"""README.md does what it says: its snippets run and print what stands below them."""
+"""README.md and the pages of docs/ do what they say: their snippets run."""
 
 import contextlib
 import io
@@ -30,6 +30,21 @@ def test_snippets_print_what_the_readme_says():
                 sys.modules["readme"] = module  # dataclasses look their module up
                 exec(compile(code, "README.md", "exec"), namespace)
     assert printed.getvalue() == expected
+
+
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_snippets_of_a_page_run(page):
+    """All python blocks of a page, in order, as one program."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    module = type(sys)("page")
+    sys.modules["page"] = module  # dataclasses look their module up
+    namespace = {"__name__": "page"}
+    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            exec(compile(code, page, "exec"), namespace)
 
 
 def test_plan_in_readme_is_that_of_the_example():
