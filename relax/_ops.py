@@ -13,20 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import primitives
 
-from relax._axes import along_weight
 from relax._errors import RelaxError, RuleError, message
-from relax._graph import Graph, Layer, computing, replay
+from relax._graph import Graph, Layer
 from relax._numerics import is_number, narrow
-from relax._primitives import SCALE, followed_axes
-from relax._recognize import AFFINE, AffineDetails
+from relax._recognize import AFFINE
+from relax._views import Evaluated, view
 from relax.rules import Custom
 from relax.rules._base import Currency, Outgoing, Rule, describe, pair
-from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
-from relax.rules.normalization import NormalizationMap
-from relax.rules.product import ProductMap
+
+_OF_ONE_VALUE = AFFINE | {"activation", "normalization"}
+_TO_ONE_VALUE = frozenset({"sum", "mean", "avg_pool", "linear", "product"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -58,14 +55,8 @@ class LayerOp:
         leaves = [next(rest) if number is None else number for number in self.numbers]
         return jax.tree.unflatten(self.rule_tree, leaves)
 
-    def environment(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> dict[int, Any]:
-        names = (*self.layer.inputs, *self.layer.operands)
-        return dict(zip(names, (*inputs, *operands), strict=True))
-
     def forward(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        env = self.environment(inputs, operands)
-        layer = self.layer
-        return tuple(replay(self.graph, layer.equations, env, layer.outputs))
+        return Evaluated(self.graph, self.layer, inputs, operands, ()).forward(inputs)
 
     def backward(
         self,
@@ -99,27 +90,16 @@ class LayerOp:
         outputs: tuple[Any, ...],
         messages: tuple[Any, ...],
     ) -> tuple[Any, ...]:
-        kind = self.layer.kind
-        single = {
-            **dict.fromkeys(AFFINE, self.affine),
-            "activation": self.elementwise,
-            "normalization": self.normalization,
-        }
-        if kind in single:
-            (x,) = inputs
+        evaluated = Evaluated(self.graph, self.layer, inputs, operands, outputs)
+        kind, seen = self.layer.kind, view(evaluated)
+        if kind in _OF_ONE_VALUE:
             out = Outgoing(outputs[0], messages[0], self.arriving)
-            view = single[kind](x, operands, outputs[0])
-            return (self.checked(rule, rule.propagate(view, x, out), x),)
-        if kind == "product":
-            out = Outgoing(outputs, messages, self.arriving)
-            result = rule.propagate(self.product(inputs, operands), inputs, out)
-        elif kind in ("sum", "mean", "avg_pool", "linear"):
+            result = (rule.propagate(seen, inputs[0], out),)
+        elif kind in _TO_ONE_VALUE:
             out = Outgoing(outputs[0], messages[0], self.arriving)
-            result = rule.propagate(self.linear(inputs, operands, outputs[0]), inputs, out)
+            result = rule.propagate(seen, inputs, out)
         else:
-            out = Outgoing(outputs, messages, self.arriving)
-            view = GeneralMap(lambda x: self.forward(x, operands), inputs)
-            result = rule.propagate(view, inputs, out)
+            result = rule.propagate(seen, inputs, Outgoing(outputs, messages, self.arriving))
         return tuple(self.checked(rule, r, x) for r, x in zip(result, inputs, strict=True))
 
     def checked(self, rule: Rule, result: Any, x: Any) -> Any:
@@ -140,218 +120,6 @@ class LayerOp:
                 )
             )
         return narrow(jnp.asarray(result), x.dtype)
-
-    def elementwise(self, x: Any, operands: tuple[Any, ...], y: Any) -> ElementwiseMap:
-        d = self.layer.details
-        return ElementwiseMap(
-            lambda a: self.forward((a,), operands)[0],
-            x,
-            y,
-            d.passes_zero,
-            d.is_relu,
-            d.slope,
-            d.curvature,
-            batch_axes=tuple(range(y.ndim - 1)),
-        )
-
-    def linear(self, inputs: tuple[Any, ...], operands: tuple[Any, ...], z: Any) -> LinearMap:
-        return LinearMap(
-            lambda x: self.forward(x, operands)[0],
-            lambda x: self._unscaled(x, operands),
-            tuple(map(jax.typeof, inputs)),
-            output=z,
-            input=inputs,
-            monotone=self.layer.details.monotone,
-            one_to_one=self.layer.details.one_to_one,
-            nonnegative=self.layer.details.nonnegative,
-            batch_axes=tuple(range(z.ndim - 1)),
-        )
-
-    def product(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> ProductMap:
-        env = self.environment(inputs, operands)
-        equation = self.graph.equations[self.layer.equations[0]]
-        a, b = (env[v] for v in equation.inputs[:2])
-        rest = tuple(env[v] for v in equation.inputs[2:])
-        return ProductMap(
-            lambda a, b: equation.evaluate((a, b, *rest))[0],
-            (a, b),
-            equation.inputs[0] == equation.inputs[1],
-            self.layer.details,
-        )
-
-    def normalization(self, x: Any, operands: tuple[Any, ...], y: Any) -> NormalizationMap:
-        """The layer with its statistic held at what it is for ``x``."""
-        graph, d, body = self.graph, self.layer.details, self.layer.equations
-        env = self.environment((x,), operands)
-        statistics = [graph.equations[index].inputs[position] for index, position in d.held]
-        known = dict(zip(statistics, replay(graph, body, env, statistics), strict=True))
-        out = self.layer.outputs[0]
-        # What only the statistic is computed by is left out.
-        needed = computing(graph, body, out, tuple(known))
-
-        def function(x: Any) -> Any:
-            values = env | known | {self.layer.inputs[0]: x}
-            return replay(graph, needed, values, (out,))[0]
-
-        return NormalizationMap(
-            function=function,
-            full=lambda x: self.forward((x,), operands)[0],
-            input=x,
-            output=y,
-            batch_axes=tuple(range(y.ndim - 1)),
-        )
-
-    def _unscaled(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> Any:
-        """A mean or average pool as the sum it divides; any other layer as it is."""
-        if self.layer.kind not in ("mean", "avg_pool"):
-            return self.forward(inputs, operands)[0]
-        env = self.environment(inputs, operands)
-        for index in self.layer.equations:
-            equation = self.graph.equations[index]
-            if equation.primitive in SCALE:
-                env[equation.outputs[0]] = env[equation.inputs[0]]
-            else:
-                env[equation.outputs[0]] = replay(self.graph, (index,), env, equation.outputs)[0]
-        return env[self.layer.outputs[0]]
-
-    def affine(self, x: Any, operands: tuple[Any, ...], z: Any) -> AffineMap:
-        """The layer as ``z = x w + b``, scales folded into w only when a rule asks for it."""
-        graph, d = self.graph, self.layer.details
-        env = self.environment((x,), operands)
-        env |= {
-            v: graph.literals[v]
-            for i in self.layer.equations
-            for v in graph.equations[i].inputs
-            if v in graph.literals
-        }
-        chain = _Chain(graph, d, env)
-        core_shape = chain.core_shape()
-        return AffineMap(
-            core=chain.core,
-            move=chain.move,
-            make_weight=chain.weight,
-            bias=chain.bias(x),
-            example=jax.typeof(x),
-            core_shape=core_shape,
-            native=chain.linear,
-            input=x,
-            output=z,
-            batch_axes=_moved_axes(chain, d.core_batch_axes),
-            input_batch_axes=d.batch_axes,
-            nonnegative=d.nonnegative,
-            dead_below=d.dead_below,
-        )
-
-
-def _moved_axes(chain: _Chain, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Where the batch axes of the core's output stand in the output of the layer."""
-    graph = chain.graph
-    for step in chain.details.steps:
-        equation = graph.equations[step.equation]
-        if step.kind == "move":
-            old = graph.shape(equation.inputs[step.position])
-            new = graph.shape(equation.outputs[0])
-            places = followed_axes(equation.primitive, equation.params, old, new) or {}
-            axes = tuple(i for i, place in places.items() if place in axes)
-    return axes
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class _Chain:
-    """The steps behind an affine core, replayed for a purpose."""
-
-    graph: Graph
-    details: AffineDetails
-    env: dict[int, Any]
-
-    def core(self, x: Any, w: Any) -> Any:
-        if self.details.core is None:
-            return x * w
-        for index in self.details.pads:
-            equation = self.graph.equations[index]
-            pads = len(equation.inputs) == 2
-            (x,) = equation.evaluate((x, jnp.zeros((), x.dtype)) if pads else (x,))
-        equation = self.graph.equations[self.details.core]
-        operands = (x, w) if self.details.position == 0 else (w, x)
-        return equation.evaluate(operands)[0]
-
-    def core_shape(self) -> tuple[int, ...]:
-        graph, d = self.graph, self.details
-        if d.core is None:
-            first = graph.equations[d.steps[0].equation]
-            return graph.shape(first.outputs[0])
-        return graph.shape(graph.equations[d.core].outputs[0])
-
-    def raw_weight(self) -> Any:
-        if self.details.core is None:
-            return None
-        equation = self.graph.equations[self.details.core]
-        return self.env[equation.inputs[1 - self.details.position]]
-
-    def _apply(self, z: Any, kinds: tuple[str, ...]) -> Any:
-        """Runs the steps of the given kinds on ``z``; a shift keeps only its sign."""
-        for step in self.details.steps:
-            equation = self.graph.equations[step.equation]
-            if step.kind == "shift":
-                if "scale" in kinds and _subtracted(equation, step.position):
-                    z = -z
-                if "shift" in kinds:
-                    z = z + self._shift(equation, step.position)
-            elif step.kind in kinds and equation.primitive is not primitives.name_p:
-                operands = [
-                    z if i == step.position else self.env[v] for i, v in enumerate(equation.inputs)
-                ]
-                (z,) = equation.evaluate(operands)
-        return z
-
-    def _shift(self, equation: Any, position: int) -> Any:
-        other = self.env[equation.inputs[1 - position]]
-        negated = equation.primitive.name == "sub" and position == 0
-        return -other if negated else other
-
-    def move(self, z: Any) -> Any:
-        return self._apply(z, ("move",))
-
-    def linear(self, x: Any) -> Any:
-        z = x if self.details.core is None else self.core(x, self.raw_weight())
-        return self._apply(z, ("move", "scale"))
-
-    def bias(self, x: Any) -> Any:
-        """The bias in the shape of the output, or None if nothing is ever added."""
-        if not any(step.kind == "shift" for step in self.details.steps):
-            return None
-        dtype = x.dtype
-        if self.details.core is not None:
-            core = self.graph.equations[self.details.core].outputs[0]
-            dtype = self.graph.avals[core].dtype
-        zero = jnp.zeros(self.core_shape(), dtype)
-        return self._apply(zero, ("move", "scale", "shift"))
-
-    def weight(self) -> Any:
-        """The weight with every scale of the chain folded in."""
-        w = self.raw_weight()
-        total = jnp.ones(()) if w is None else w
-        for step in self.details.steps:
-            equation = self.graph.equations[step.equation]
-            if step.kind == "shift" and _subtracted(equation, step.position):
-                total = -total
-            if step.kind != "scale":
-                continue
-            if len(equation.inputs) == 1:
-                total = -total
-                continue
-            factor = jnp.asarray(self.env[equation.inputs[1 - step.position]])
-            if w is not None:
-                factor = along_weight(factor, step.atoms, w.shape)
-            if equation.primitive is lax.div_p:
-                total = total / factor
-            else:
-                total = total * factor
-        return total if w is None else total.astype(w.dtype)
-
-
-def _subtracted(equation: Any, position: int) -> bool:
-    return equation.primitive.name == "sub" and position == 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -384,7 +152,7 @@ def propagate_custom(
 
 
 def _custom_fwd(op: LayerOp, inputs: Any, operands: Any) -> Any:
-    env = op.environment(inputs, operands)
+    env = Evaluated(op.graph, op.layer, inputs, operands, ()).environment(inputs)
     equation = op.graph.equations[op.layer.equations[0]]
     values = [env[v] if v in env else op.graph.literals[v] for v in equation.inputs]
     results, residuals = op.layer.details.fwd(*values)

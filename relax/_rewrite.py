@@ -128,6 +128,7 @@ class Rewritten:
             operands = [read(value, given) for value in equation.inputs]
             if layer is not None and layer.kind == "normalization":
                 _hold_statistic(layer.details, index, operands)
+            results: list[Any]
             if layer is None and _widens(equation, operands):
                 results = [widened(equation.params["new_dtype"], *operands)]
             else:

@@ -177,7 +177,7 @@ class Thirds(rules.ProductRule):
     def relevance(self, layer, x, relevance):
         a, b = x
         y = layer(x)
-        share = relevance[0] / y if isinstance(relevance, tuple) else relevance / y
+        share = relevance / y
         return self.left * a * (share @ b.T), (1 - self.left) * b * (a.T @ share)
 
 

@@ -81,8 +81,10 @@ def gather_facts(graph: Graph, explained: Sequence[int], outputs: Sequence[int])
         intervals = propagate_interval(graph, equation, facts.interval)
         if is_one_to_one(equation.primitive):
             for value, same in zip(equation.outputs, equation.inputs, strict=True):
-                for known in (facts.tracked, facts.constant, facts.interval, facts.origin):
-                    known[value] = known[same]
+                facts.tracked[value] = facts.tracked[same]
+                facts.constant[value] = facts.constant[same]
+                facts.interval[value] = facts.interval[same]
+                facts.origin[value] = facts.origin[same]
             continue
         for value, interval in zip(equation.outputs, intervals, strict=True):
             facts.tracked[value] = tracked and graph.is_float(value)

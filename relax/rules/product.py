@@ -35,8 +35,7 @@ class ProductRule(Rule):
             return super().propagate(layer, x, out)
         first, second = layer.details.fixed
         shares = (0.0, 1.0) if first else (1.0, 0.0) if second else self.shares(layer)
-        coefficient = out.coefficient[0]
-        return layer.share(coefficient, shares)
+        return layer.share(out.coefficient, shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +158,8 @@ class ProductMap:
     def __call__(self, operands: Any) -> jax.Array:
         return self.function(*operands)
 
-    def pull_back(self, cotangents: Any) -> tuple[Any, ...]:
+    def pull_back(self, cotangent: jax.Array) -> tuple[Any, ...]:
         """The transposed Jacobian, for each input."""
-        (cotangent,) = cotangents if isinstance(cotangents, tuple) else (cotangents,)
         return self.share(cotangent, (1.0, 1.0))
 
     def share(self, coefficient: jax.Array, shares: tuple[float, float]) -> tuple[Any, ...]:
