@@ -35,7 +35,7 @@ class LlamaBlock(nn.Module):
 def rotary(x):
     """Rotates pairs of features by their position."""
     time, size = x.shape[1], x.shape[-1]
-    angle = jnp.arange(time)[:, None] / 10_000 ** (jnp.arange(size // 2) / (size // 2))
+    angle = jnp.arange(time)[:, None] / 10_000 ** (jnp.arange(size // 2)[None] / (size // 2))
     cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -12,9 +12,9 @@ import argparse
 from typing import Any
 
 import jax
-from networks import NETWORKS, shapes
 
 import relax
+from networks import NETWORKS, shapes
 
 RULES = {
     "attnlrp": relax.composites.attnlrp,

@@ -92,7 +92,7 @@ def bars(passage: Passage, rows: int = ROWS) -> Text:
         text.append(f"{name:>{width}}  {number(word.relevance, passage.limit):>8}")
         text.append("  " + "█" * length if length else "", Style(color=ground)).append("\n")
     if len(words) > rows:
-        text.append(f"and {len(words) - rows} words of less relevance\n")
+        text.append(f"and {len(words) - rows} of less relevance\n")
     return text
 
 
@@ -187,7 +187,10 @@ td { padding-right: 0.8rem; }
 td:first-child { text-align: right; }
 i { background: #c8c8c8; display: block; height: 0.7rem; }
 .small { color: #666666; font-size: 0.85rem; margin: 0.3rem 0; }
-.text { font-size: 1.3rem; line-height: 2; margin: 0.5rem 0; white-space: pre-wrap; }
+.text {
+  font-size: 1.3rem; line-height: 2; margin: 0.5rem 0;
+  overflow-wrap: anywhere; white-space: pre-wrap;
+}
 .text u { text-decoration: none; }
 .text u span { border-bottom: 3px solid #444444; }
 .text b { border: 2px solid #444444; border-radius: 0.2rem; padding: 0.1rem 0.2rem; }

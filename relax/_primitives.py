@@ -207,6 +207,16 @@ PIECEWISE_LINEAR = (
 )
 
 
+def is_ragged_dot(primitive: Any) -> bool:
+    """A matrix product by groups of rows, as of experts; JAX gives it no public object."""
+    return primitive.name == "ragged_dot_general"
+
+
+def is_core(primitive: Any) -> bool:
+    """Whether a primitive is what an affine layer is built around."""
+    return primitive in (DOT, CONV) or is_ragged_dot(primitive)
+
+
 class DotAxes(NamedTuple):
     """Axes of a ``dot_general``: contracting and batch, left and right."""
 
@@ -219,6 +229,14 @@ class DotAxes(NamedTuple):
 def dot_axes(params: dict[str, Any]) -> DotAxes:
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = params["dimension_numbers"]
     return DotAxes(*map(tuple, (lhs_contract, rhs_contract, lhs_batch, rhs_batch)))
+
+
+def ragged_features(params: dict[str, Any]) -> dict[int, int]:
+    """Output axis to weight axis of a ragged product ``(rows, in) x (group, in, out)``."""
+    plain = (((1,), (1,)), ((), ()))
+    numbers = params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    found = tuple(tuple(tuple(axes) for axes in pair) for pair in numbers)
+    return {1: 2} if found == plain else {}
 
 
 class ConvAxes(NamedTuple):

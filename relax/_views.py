@@ -188,7 +188,8 @@ class _Chain:
             (x,) = equation.evaluate((x, jnp.zeros((), x.dtype)) if pads else (x,))
         equation = self.graph.equations[self.details.core]
         operands = (x, w) if self.details.position == 0 else (w, x)
-        return equation.evaluate(operands)[0]
+        rest = tuple(self.env[v] for v in equation.inputs[2:])  # the sizes of groups
+        return equation.evaluate((*operands, *rest))[0]
 
     def core_shape(self) -> tuple[int, ...]:
         graph, d = self.graph, self.details

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+import networks
 import relax
+import transformer_cost
 from relax import composites
 
 CHANNELS = (16, 16, "pool", 32, 32, "pool", 64, 64, "pool")
@@ -106,3 +108,14 @@ def test_a_sweep_shares_the_forward_pass():
     swept = jax.jit(jax.vmap(explain)).lower(gammas).compile().cost_analysis()["flops"]
     one = jax.jit(explain).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     assert swept < 0.8 * 16 * one.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("rules", [composites.attnlrp(), composites.cp_lrp()], ids=["attn", "cp"])
+@pytest.mark.parametrize("name", ["Llama, 4 blocks", "GPT-2, 4 blocks"])
+def test_transformers_cost_what_their_gradient_costs(name, rules):
+    """FLOPs within a hundredth, and no more memory, at the sizes of the benchmark."""
+    function, params, x = networks.shapes(name)
+    base = transformer_cost.count(transformer_cost.gradient_times_input(function), params, x)
+    flops, size = transformer_cost.count(relax.lrp(function, rules, target=0), params, x)
+    assert flops / base[0] < 1.01
+    assert size / base[1] < 1.1

@@ -1146,3 +1146,14 @@ def test_a_padded_convolution_keeps_its_own_name():
     x = jnp.ones((1, 4, 4, 2))
     variables = Model().init(jax.random.key(0), x)
     assert [row.path for row in relax.layers(Model().apply)(variables, x)] == ["Model/Conv_0"]
+
+
+def test_a_ragged_product_is_a_dense_layer_with_a_weight_for_each_group(rng):
+    """Rows sorted by expert: the same as looking up the weight of each row."""
+    w, x, gain, b = normal(rng, 3, 4, 5), normal(rng, 6, 4), normal(rng, 1, 5), normal(rng, 1, 5)
+    sizes = jnp.array([2, 3, 1])
+    of_row = np.repeat(np.arange(3), np.asarray(sizes))
+    fun = lambda x: lax.ragged_dot(x, w, sizes) * gain + b
+    oracle = lambda x: jnp.einsum("ri,rio->ro", x, w[of_row] * gain[None]) + b
+    assert kinds(fun, x) == ["dense"]
+    assert_same_relevance(fun, oracle, x)

@@ -18,7 +18,6 @@ from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     CAST,
     CONV,
-    DOT,
     ELEMENTWISE,
     RESHAPING,
     SCALE,
@@ -26,6 +25,9 @@ from relax._primitives import (
     conv_axes,
     dot_axes,
     followed_axes,
+    is_core,
+    is_ragged_dot,
+    ragged_features,
 )
 from relax._recognize.facts import Facts
 
@@ -243,6 +245,8 @@ def _core_axes(
         if axes.feature_groups != 1:  # the explained kernel's outputs are parted in groups
             return {axes.out_batch: axes.lhs_batch}, (), ()
         return {axes.out_batch: axes.lhs_batch}, (axes.rhs_out,), (axes.out_feature,)
+    if is_ragged_dot(equation.primitive):
+        return ragged_features(equation.params), (), ()
     axes = dot_axes(equation.params)
     batch = len(axes.lhs_batch)
     sides = ((axes.lhs_contract, axes.lhs_batch), (axes.rhs_contract, axes.rhs_batch))
@@ -265,10 +269,12 @@ def find_affine(
     search = Search(graph, facts, consumers, claimed)
     layers = []
     for index, equation in enumerate(graph.equations):
-        if equation.primitive not in (DOT, CONV) or index in claimed:
+        if not is_core(equation.primitive) or index in claimed:
             continue
         position = search.sole_tracked(equation)
-        if position is None or facts.constant[equation.inputs[1 - position]]:
+        if position is None or (position and is_ragged_dot(equation.primitive)):
+            continue
+        if facts.constant[equation.inputs[1 - position]]:
             continue
         ndims = [len(graph.shape(v)) for v in equation.inputs]
         features, batch, core_batch = _core_axes(equation, position, ndims)

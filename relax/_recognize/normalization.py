@@ -16,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from relax._axes import feature_axes
 from relax._graph import Equation, Graph, Layer, boundary, computing
-from relax._primitives import CAST, CONV, DOT, ELEMENTWISE, RESHAPING, SCALE, SHIFT
+from relax._primitives import CAST, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
 from relax._recognize.regions import REDUCTIONS, Regions, is_own_square, primitives
@@ -52,7 +52,7 @@ def find_statistics(graph: Graph, facts: Facts) -> list[int]:
 def _made(facts: Facts, equation: Equation, inputs: Sequence[int], made: Sequence[int]) -> int:
     if equation.primitive in REDUCTIONS or is_own_square(equation):
         return max(REDUCED, *inputs)
-    if equation.primitive in (DOT, CONV) or PLAIN in inputs:
+    if is_core(equation.primitive) or PLAIN in inputs:
         return PLAIN
     if equation.primitive not in ELEMENTWISE | _LINEAR:
         return max(inputs)
