@@ -114,8 +114,9 @@ def test_a_sweep_shares_the_forward_pass():
 @pytest.mark.parametrize("name", ["Llama, 4 blocks", "GPT-2, 4 blocks"])
 def test_transformers_cost_what_their_gradient_costs(name, rules):
     """FLOPs within a hundredth, and no more memory, at the sizes of the benchmark."""
-    function, params, x = networks.shapes(name)
-    base = transformer_cost.count(transformer_cost.gradient_times_input(function), params, x)
-    flops, size = transformer_cost.count(relax.lrp(function, rules, target=0), params, x)
+    with jax.enable_x64(False):
+        function, params, x = networks.shapes(name)
+        base = transformer_cost.count(transformer_cost.gradient_times_input(function), params, x)
+        flops, size = transformer_cost.count(relax.lrp(function, rules, target=0), params, x)
     assert flops / base[0] < 1.01
     assert size / base[1] < 1.1

@@ -226,6 +226,16 @@ def test_the_derivative_of_relevance_goes_through_the_statistic(x):
     assert float(jnp.vdot(jax.grad(loss)(x), direction)) == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_what_was_pooled_can_be_normalized(x):
+    """A pooling is a reduction, and so is the mean that is subtracted from it."""
+    form = lambda x, s: FORMS["layer norm"](x.mean(1)[:, None], s.mean(1)[:, None])
+    assert [row.kind for row in relax.layers(twice(form))(x)] == ["mean", "normalization"]
+    _, relevance = held(form, x)
+    np.testing.assert_allclose(
+        relax.lrp(twice(form))(x), relevance(np.ones((2, 1, 8))), rtol=1e-9, atol=1e-12
+    )
+
+
 NONE = {
     "global average pooling": lambda x: x.mean(1),
     "squeeze and excite": lambda x: (

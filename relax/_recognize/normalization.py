@@ -86,7 +86,7 @@ def find_normalizations(
         held = tuple(
             (i, position)
             for i in body
-            if (position := statistic_operand(graph.equations[i], made, PLAIN, REDUCED)) is not None
+            if (position := statistic_operand(graph.equations[i], made)) is not None
         )
         claimed.update(body)
         free = feature_axes(graph.shape(out), {i: i for i in range(len(graph.shape(out)))})
@@ -121,20 +121,17 @@ def _region_of_sum(regions: Regions, index: int) -> tuple[list[int], int] | None
     return None
 
 
-def statistic_operand(equation: Equation, made: Sequence[int], *other: int) -> int | None:
-    """Position of the statistic in a product or quotient of a value with one.
-
-    ``other``: what the value may be; by default it is plain.
-    """
+def statistic_operand(equation: Equation, made: Sequence[int]) -> int | None:
+    """Position of the statistic in a product or quotient of a value with one."""
     if equation.primitive not in (lax.mul_p, lax.div_p):
         return None
     first, second = (made[v] for v in equation.inputs)
-    others = other or (PLAIN,)
+    values = (PLAIN, REDUCED)  # what was pooled before can be normalized as well
     if equation.primitive is lax.div_p:
-        return 1 if first in others and second >= REDUCED else None
-    if second == STATISTIC and first in others:
+        return 1 if first in values and second >= REDUCED else None
+    if second == STATISTIC and first in values:
         return 1
-    return 0 if first == STATISTIC and second in others else None
+    return 0 if first == STATISTIC and second in values else None
 
 
 def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> list[int]:
