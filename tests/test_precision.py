@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_table_transformer as transformer
 from jax import lax
 from test_table import CATALOG, PARAMS, X, net
 
@@ -282,3 +283,47 @@ def test_a_rule_of_ones_own_on_zeros_in_half_precision(dtype):
         assert jnp.isfinite(explain(*cast((params, x), dtype))).all()
     _, relprop = relax.vrp(lambda x: x @ jnp.ones((4, 3), dtype), jnp.zeros(4, dtype), rules=Own())
     assert jnp.isfinite(relprop(jnp.full(3, 100, dtype))[0]).all()
+
+
+# ----------------------------------------------------------------------------------- transformers
+
+
+@half
+@pytest.mark.parametrize(
+    "name", ["default", "attnlrp(0)", "cp_lrp", "attnlrp_vit", "LayerNormRule"]
+)
+def test_a_transformer_in_half_precision(name, dtype):
+    """Attention, norms and gates: finite, and as close to float32 as single roundings allow."""
+    rule = transformer.CATALOG[name]
+    explain = jax.jit(lambda p, x: relax.lrp(transformer.net, rule)(p, x))
+    params, x = cast((transformer.PARAMS, transformer.X), dtype)
+    got = explain(params, x)
+    assert got.dtype == dtype
+    assert jnp.isfinite(got).all()
+    wide = cast((params, x), jnp.float32)
+    expected = explain(*wide)
+    leaves, tree = jax.tree.flatten(wide)
+    eps, rng = float(jnp.finfo(dtype).eps), np.random.default_rng(0)
+    moved = 0.0
+    for _ in range(DRAWS):
+        changed = [
+            a * (1 + eps * rng.uniform(-1, 1, size=a.shape)).astype(np.float32) for a in leaves
+        ]
+        moved = max(
+            moved, float(jnp.abs(explain(*jax.tree.unflatten(tree, changed)) - expected).max())
+        )
+    assert float(jnp.abs(got.astype(jnp.float32) - expected).max()) <= ROUNDINGS * moved
+
+
+@half
+def test_large_logits_in_half_precision(dtype):
+    """Scores near the end of float16's range, and masks beyond it: no NaN."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8)) * 60, dtype)
+    keep = np.tri(6, dtype=bool)
+
+    def attend(x):
+        scores = jnp.where(keep, x @ x.T, jnp.finfo(dtype).min)
+        return jax.nn.softmax(scores) @ x
+
+    for rule in (composites.attnlrp(), composites.cp_lrp(), rules.Epsilon()):
+        assert jnp.isfinite(jax.jit(relax.lrp(attend, rule))(x)).all()
