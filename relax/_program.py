@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,6 +74,8 @@ class Program:
         tracked, depends = self.facts.tracked, self.graph.depends
         if any(tracked[v] for v in outputs):
             return
+        if all(math.prod(self.graph.shape(v)) == 0 for v in explained):
+            return  # nothing is explained, and jax.numpy leaves the look-up of nothing out
         integers = [
             name
             for name, value in zip(self._explained_names(), explained, strict=True)

@@ -134,7 +134,7 @@ class Rewritten:
             else:
                 results = equation.evaluate(operands)
             if index in self.sources:
-                arriving = self.currencies.arriving.get(index, "coefficient")
+                arriving = self.currencies.arriving.get(closing, "coefficient")
                 results = [tokens.embedded(equation, x, arriving) for x in results]
             else:
                 tokens.follow(equation)

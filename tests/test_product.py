@@ -88,6 +88,36 @@ def signal(function, opened, v, x):
     return x * ((opened) @ v.T)
 
 
+ROUTERS = {
+    "largest of sigmoids": lambda z: lax.top_k(jax.nn.sigmoid(z), 3)[0],
+    "sorted sigmoids": lambda z: jnp.sort(jax.nn.sigmoid(z), axis=-1),
+    "their mean": lambda z: jax.nn.sigmoid(z).mean(-1, keepdims=True),
+    "their shares": lambda z: (lambda g: g / g.sum(-1, keepdims=True))(jax.nn.sigmoid(z)),
+}
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_sigmoids_stay_gates_on_their_way(name, rng):
+    """Chosen, sorted, averaged or divided by their sum, they lie in [0, 1] and take nothing."""
+    x, w, v = rng.normal(size=(2, 6)), rng.normal(size=(6, 3)), rng.normal(size=(6, 3))
+    route = ROUTERS[name]
+    got = relax.lrp(lambda x: route(x @ w) * (x @ v), rules.Epsilon(0.0))(x)
+    opened = np.broadcast_to(route(x @ w), (2, 3))
+    close(got, x * (opened @ v.T))
+
+
+def test_a_reduction_of_one_value_is_no_statistic_of_another(rng):
+    """tanh of a sum, times something else: a product like any other."""
+    x, w = rng.normal(size=(3, 4)), rng.normal(size=(4, 4))
+    function = lambda x: jnp.tanh((x * x[::-1]).sum(-1, keepdims=True)) * (x @ w)
+    shared = relax.layers(function)(x)[-1]
+    assert shared.kind == "product"
+    whole = relax.lrp(function, composites.attnlrp())(x)
+    half = relax.lrp(lambda y: jnp.tanh((x * x[::-1]).sum(-1, keepdims=True)) * (y @ w) / 2)(x)
+    assert np.abs(whole - 2 * half).max() > 1e-3
+    close(whole.sum(), np.asarray(function(x)).sum())
+
+
 def test_what_counts_as_a_gate_can_be_chosen(rng):
     """Softmax weights and the activated one of two, only where they are named."""
     x, w, v = rng.normal(size=(3, 4)), rng.normal(size=(4, 4)), rng.normal(size=(4, 4))

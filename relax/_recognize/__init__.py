@@ -73,9 +73,10 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     """
     consumers = graph.consumers()
     claimed: set[int] = set()
-    made = find_statistics(graph, facts)
-    layers = _find_embeddings(graph, facts, claimed)
-    layers += find_softmax(graph, facts, consumers, claimed)
+    layers = _find_embeddings(graph, facts, consumers, claimed)
+    softmax = find_softmax(graph, facts, consumers, claimed)
+    layers += softmax
+    made = find_statistics(graph, facts, {v for layer in softmax for v in layer.outputs})
     layers += find_normalizations(graph, facts, consumers, claimed, made)
     layers += find_affine(graph, facts, consumers, claimed)
     layers += _find_pools(graph, facts, consumers, claimed)
@@ -89,15 +90,24 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     return layers
 
 
-def _find_embeddings(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
-    """The first float value made of explained tokens, whichever way."""
+def _find_embeddings(
+    graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
+) -> list[Layer]:
+    """The first float value made of explained tokens, whichever way; without axes of size one."""
     layers = []
     for index in sorted(facts.sources):
         equation = graph.equations[index]
         looks_up = equation.primitive in (lax.gather_p, lax.dynamic_slice_p)
         name = "embed" if looks_up else "one_hot"
-        layers.append(Layer("embedding", name, (index,), (), equation.inputs, equation.outputs))
-        claimed.add(index)
+        indices, (out,) = [index], equation.outputs
+        while len(consumers[out]) == 1 and consumers[out][0] >= 0:
+            reader = graph.equations[consumers[out][0]]
+            if reader.primitive not in (lax.squeeze_p, lax.reshape_p):
+                break
+            indices.append(consumers[out][0])
+            (out,) = reader.outputs
+        layers.append(Layer("embedding", name, tuple(indices), (), equation.inputs, (out,)))
+        claimed.update(indices)
     return layers
 
 

@@ -151,8 +151,16 @@ def propagate_interval(
     elif equation.primitive in (DOT, CONV):
         length = math.prod(graph.shape(equation.inputs[1]))
         result = _scale_sum(_mul(*operands), length)
-    elif equation.primitive in (lax.reduce_sum_p, lax.cumsum_p, lax.reduce_window_sum_p):
+    elif equation.primitive is lax.reduce_sum_p:
+        shape = graph.shape(equation.inputs[0])
+        length = math.prod(shape[axis] for axis in equation.params["axes"])
+        result = _product(operands[0][0], length), _product(operands[0][1], length)
+    elif equation.primitive in (lax.cumsum_p, lax.reduce_window_sum_p):
         result = _scale_sum(operands[0], math.prod(graph.shape(equation.inputs[0])))
+    elif equation.primitive is lax.sort_p:
+        return operands
+    elif equation.primitive is lax.top_k_p:
+        return [operands[0], (0.0, math.inf)]
     elif equation.primitive is lax.convert_element_type_p:
         result = _cast(operands[0], equation.params["new_dtype"])
     elif equation.primitive is lax.integer_pow_p:
@@ -334,6 +342,8 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.reduce_sum_p: _same,
     lax.reduce_window_sum_p: _same,
     lax.cumsum_p: _same,
+    lax.sort_p: _same,
+    lax.top_k_p: _same,
     lax.gather_p: _same,
     lax.iota_p: lambda: (0.0, math.inf),
     lax.concatenate_p: _union,

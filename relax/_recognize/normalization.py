@@ -9,7 +9,7 @@ squeeze-and-excite gate is one. For relevance it is a constant; the centering st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from jax import lax
 from jax.extend.core import primitives as p
@@ -36,15 +36,18 @@ class NormalizationDetails:
     held: tuple[tuple[int, int], ...]
 
 
-def find_statistics(graph: Graph, facts: Facts) -> list[int]:
-    """For each value whether it is plain, a reduction, or a statistic."""
+def find_statistics(graph: Graph, facts: Facts, plain: Collection[int]) -> list[int]:
+    """For each value whether it is plain, a reduction, or a statistic.
+
+    ``plain``: values that are so however they are made: what comes out of a softmax.
+    """
     made = [PLAIN if tracked else 0 for tracked in facts.tracked]
     for equation in graph.equations:
         inputs = [made[v] for v in equation.inputs if facts.tracked[v]]
         if not inputs:
             continue
         for value in equation.outputs:
-            if facts.tracked[value]:
+            if facts.tracked[value] and value not in plain:
                 made[value] = _made(facts, equation, inputs, made)
     return made
 

@@ -15,6 +15,7 @@ from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import CAST, SCALE, WINNER, is_routing
 from relax._recognize.facts import Facts
 from relax._recognize.normalization import STATISTIC
+from relax._recognize.regions import roots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,15 @@ def product_layer(
     sources = [_source(graph, facts, v, owner, producer) for v in operands]
     kinds = [source.kind if source is not None else "" for source in sources]
     softmax = [kind == "softmax" for kind in kinds]
+    unit = [
+        _is_unit(facts, v) or (s is not None and _shares(facts, s))
+        for v, s in zip(operands, sources, strict=True)
+    ]
     details = ProductDetails(
-        unit=_pair(_is_unit(facts, v) and not s for v, s in zip(operands, softmax, strict=True)),
+        unit=_pair(u and not s for u, s in zip(unit, softmax, strict=True)),
         softmax=_pair(softmax),
         activation=_pair(kind == "activation" for kind in kinds),
-        fixed=_fixed(equation, made),
+        fixed=_fixed(graph, facts, equation, made, producer),
     )
     inputs, others = boundary(graph, (index,), facts.tracked)
     return Layer("product", name, (index,), inputs, others, equation.outputs, details)
@@ -69,11 +74,27 @@ def _is_unit(facts: Facts, value: int) -> bool:
     return low >= 0 and high <= 1
 
 
-def _fixed(equation: Equation, made: Sequence[int]) -> tuple[bool, bool]:
+def _shares(facts: Facts, layer: Layer) -> bool:
+    """Whether a layer divides what lies in [0, 1], such as the sigmoids of a router, by its sum."""
+    return layer.kind == "normalization" and _is_unit(facts, layer.inputs[0])
+
+
+def _fixed(
+    graph: Graph,
+    facts: Facts,
+    equation: Equation,
+    made: Sequence[int],
+    producer: Mapping[int, int],
+) -> tuple[bool, bool]:
+    """A denominator, or a statistic of the other factor that no region could be closed around."""
     if equation.primitive is lax.div_p:
         return False, True
     first, second = (made[v] == STATISTIC for v in equation.inputs[:2])
-    return (first, second) if first != second else (False, False)
+    if first == second:
+        return False, False
+    statistic, value = equation.inputs[:2] if first else equation.inputs[1::-1]
+    of_it = roots(graph, facts, producer, statistic) <= roots(graph, facts, producer, value)
+    return first and of_it, second and of_it
 
 
 def _source(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax import lax
@@ -113,3 +113,22 @@ class Regions:
 
 def primitives(graph: Graph, body: Sequence[int]) -> set[Any]:
     return {graph.equations[index].primitive for index in body}
+
+
+def roots(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -> set[int]:
+    """The values that one is computed from by what a region may hold."""
+    found: set[int] = set()
+    seen = {value}
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        index = producer.get(value)
+        equation = None if index is None else graph.equations[index]
+        if equation is None or not (equation.primitive in _ALLOWED or is_own_square(equation)):
+            found.add(value)
+            continue
+        for operand in equation.inputs:
+            if facts.tracked[operand] and operand not in seen:
+                seen.add(operand)
+                waiting.append(operand)
+    return found
