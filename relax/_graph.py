@@ -24,6 +24,7 @@ class Equation:
       source: the jaxpr equation; ``sources`` adds the calls around it, innermost first.
       scope: names of the scopes around it, joined by ``/``.
       calls: names of the functions that were opened around it, outermost first.
+      control, bodies: of a scan, cond or checkpoint: how it runs, and the programs it runs.
     """
 
     primitive: Any
@@ -33,6 +34,8 @@ class Equation:
     sources: tuple[Any, ...]
     scope: str
     calls: tuple[str, ...]
+    control: _jaxpr.Control | None = None
+    bodies: tuple[Graph, ...] = ()
 
     @property
     def where(self) -> str:
@@ -94,12 +97,19 @@ class Graph:
 _SMALL = 8  # equations of a call that is opened for what can be known of its result
 
 
-def flatten(closed: Any, explained: Sequence[bool]) -> Graph:
+def flatten(
+    closed: Any,
+    explained: Sequence[bool],
+    scope: tuple[str, ...] = (),
+    calls: tuple[str, ...] = (),
+    around: tuple[Any, ...] = (),
+) -> Graph:
     """Opens every call that depends on the explained inputs, or is small; numbers all values.
 
     Args:
       closed: the traced function.
       explained: for each of its inputs, whether it is explained.
+      scope, calls, around: for the body of an equation, what is around it; see `Equation`.
     """
     graph = Graph()
     jaxpr = closed.jaxpr
@@ -107,7 +117,9 @@ def flatten(closed: Any, explained: Sequence[bool]) -> Graph:
         graph.new_value(var.aval, flag) for var, flag in zip(jaxpr.invars, explained, strict=True)
     )
     graph.consts = tuple(graph.new_value(var.aval, False) for var in jaxpr.constvars)
-    outputs = _open(graph, jaxpr, graph.consts + graph.inputs, (), (), ())
+    if around:  # a body: what it closes over is known
+        graph.literals.update(zip(graph.consts, closed.consts, strict=True))
+    outputs = _open(graph, jaxpr, graph.consts + graph.inputs, scope, calls, around)
     graph.outputs = tuple(outputs)
     return graph
 
@@ -148,6 +160,11 @@ def _open(
         if depends and equation.primitive in ELEMENTWISE:
             inputs = _explicit_broadcasts(graph, equation, inputs, inner, calls, sources)
         flags = [depends] * len(equation.outvars)
+        control = _jaxpr.control(equation) if depends else None
+        bodies: tuple[Graph, ...] = ()
+        if control is not None:
+            given = [graph.depends[value] for value in inputs]
+            bodies, flags = _bodies(control, given, inner, calls, sources)
         if is_one_to_one(equation.primitive):
             flags = [graph.depends[value] for value in inputs]
         outputs = tuple(
@@ -163,10 +180,35 @@ def _open(
                 sources,
                 "/".join(inner),
                 calls,
+                control,
+                bodies,
             )
         )
         env.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bodies(
+    control: _jaxpr.Control,
+    depends: Sequence[bool],
+    scope: tuple[str, ...],
+    calls: tuple[str, ...],
+    sources: tuple[Any, ...],
+) -> tuple[tuple[Graph, ...], list[bool]]:
+    """The programs of a control flow equation, and which of its results depend on the input."""
+    given = list(depends[control.leading :])
+    while True:
+        bodies = tuple(flatten(body, given, scope, calls, sources) for body in control.bodies)
+        results = [[body.depends[v] for v in body.outputs] for body in bodies]
+        chosen = any(depends[: control.leading])
+        flags = [chosen or any(each) for each in zip(*results, strict=True)]
+        first = control.consts
+        carried = given[first : first + control.carry]
+        merged = [a or b for a, b in zip(carried, flags[: control.carry], strict=True)]
+        flags[: control.carry] = merged
+        if merged == carried:
+            return bodies, flags
+        given[first : first + control.carry] = merged
 
 
 def _explicit_broadcasts(

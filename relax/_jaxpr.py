@@ -6,10 +6,11 @@ import contextlib
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
+from jax import lax
 from jax.extend import core, source_info_util
 from jax.extend.core import primitives as jaxpr_primitives
 
@@ -26,13 +27,95 @@ _CALLS: dict[Any, str] = {
     jaxpr_primitives.custom_vjp_call_p: "call_jaxpr",
 }
 
-# Control flow: bodies run a number of times, or not at all.
-CONTROL_FLOW: dict[Any, str] = {
-    jaxpr_primitives.scan_p: "lax.scan (or lax.map, or lax.fori_loop with a static trip count)",
+# Loops that have no reverse mode.
+ENDLESS: dict[Any, str] = {
     jaxpr_primitives.while_p: "lax.while_loop (or lax.fori_loop with a dynamic trip count)",
-    jaxpr_primitives.cond_p: "lax.cond or lax.switch",
-    jaxpr_primitives.remat_p: "jax.checkpoint",
 }
+
+
+class Control(NamedTuple):
+    """A primitive that runs other programs: a scan, a cond or switch, a checkpoint.
+
+    Attributes:
+      kind: ``"scan"``, ``"cond"`` or ``"checkpoint"``.
+      bodies: the programs; all but a switch have one.
+      leading: operands that no body takes: the index of a branch.
+      consts, carry: how many operands of a scan are constants, and how many are carried.
+      options: the keyword arguments of the public function that rebuilds it.
+    """
+
+    kind: str
+    bodies: tuple[Any, ...]
+    leading: int = 0
+    consts: int = 0
+    carry: int = 0
+    options: dict[str, Any] = {}
+
+
+def _scan(params: dict[str, Any]) -> Control:
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    counts = params["num_consts"], params["num_carry"]
+    return Control("scan", (params["jaxpr"],), 0, *counts, options)
+
+
+def _cond(params: dict[str, Any]) -> Control:
+    return Control("cond", tuple(params["branches"]), leading=1)
+
+
+def _checkpoint(params: dict[str, Any]) -> Control:
+    options = {name: params[name] for name in ("policy", "prevent_cse")}
+    return Control("checkpoint", (core.ClosedJaxpr(params["jaxpr"], ()),), options=options)
+
+
+_CONTROL: dict[Any, Callable[[dict[str, Any]], Control]] = {
+    jaxpr_primitives.scan_p: _scan,
+    jaxpr_primitives.cond_p: _cond,
+    jaxpr_primitives.remat_p: _checkpoint,
+}
+
+
+def control(equation: Any) -> Control | None:
+    """The programs an equation runs, or None if it is an operation."""
+    unpack = _CONTROL.get(equation.primitive)
+    return None if unpack is None else unpack(equation.params)
+
+
+def run(
+    control: Control,
+    equations: Sequence[Any],
+    functions: Sequence[Callable[..., Any]],
+    operands: Sequence[Any],
+    extra: Any,
+) -> tuple[list[Any], Any]:
+    """Runs programs as an equation would, through the public functions of JAX.
+
+    Args:
+      control: the equation's own.
+      equations: it and the calls around it, innermost first.
+      functions: for each body ``(operands, extra) -> (results, more)``.
+      operands: of the equation.
+      extra: a pytree for the functions; what is scanned over, under a scan.
+
+    Returns:
+      The results of the equation, and ``more``; stacked, under a scan.
+    """
+    with _context(equations):
+        if control.kind == "scan":
+            first, last = control.consts, control.consts + control.carry
+            consts = list(operands[:first])
+
+            def step(carry: Any, xs: Any) -> Any:
+                slices, extra = xs
+                results, more = functions[0]([*consts, *carry, *slices], extra)
+                return results[: control.carry], (results[control.carry :], more)
+
+            start, scanned = list(operands[first:last]), list(operands[last:])
+            carry, (stacked, more) = lax.scan(step, start, (scanned, extra), **control.options)
+            return [*carry, *stacked], more
+        if control.kind == "cond":
+            index, *rest = operands
+            return lax.switch(index, functions, rest, extra)
+        return jax.checkpoint(functions[0], **control.options)(list(operands), extra)
 
 _RELAX = str(Path(__file__).resolve().parent)
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
@@ -64,15 +147,20 @@ def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     does not inherit the name stack around it, so that is put together here.
     """
     equation = equations[0]
+    with _context(equations):
+        return bind_bare(equation.primitive, equation.params, operands)
+
+
+@contextlib.contextmanager
+def _context(equations: Sequence[Any]) -> Iterator[None]:
+    """The name stack, source line and context an equation was traced in."""
     names = source_info_util.current_name_stack()
     for outer in reversed(equations):
         names = names + outer.source_info.name_stack
+    equation = equations[0]
     traceback = equation.source_info.traceback
-    with (
-        source_info_util.user_context(traceback, name_stack=names),
-        equation.ctx.manager,
-    ):
-        return bind_bare(equation.primitive, equation.params, operands)
+    with source_info_util.user_context(traceback, name_stack=names), equation.ctx.manager:
+        yield
 
 
 def bind_bare(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:

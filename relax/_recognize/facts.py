@@ -7,6 +7,7 @@ program alone, so a rule that splits signs needs one pass instead of two.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from relax._errors import UnsupportedOperationError, message
 from relax._graph import Equation, Graph, numpy_scalar
 from relax._primitives import CONV, DOT, ELEMENTWISE, is_one_to_one, is_routing
 
@@ -34,6 +36,7 @@ class Facts:
       origin: the largest argument or closed-over array that it is computed from, or -1.
       token: an integer (or the comparison of one in a one-hot) that names explained tokens.
       sources: equations that make the first float value from tokens.
+      inner: for each equation that runs other programs, the facts of those.
     """
 
     tracked: list[bool]
@@ -42,6 +45,7 @@ class Facts:
     origin: list[int]
     token: list[bool]
     sources: set[int] = dataclasses.field(default_factory=set)
+    inner: dict[int, tuple[Facts, ...]] = dataclasses.field(default_factory=dict)
 
     def nonnegative(self, value: int) -> bool:
         return self.interval[value][0] >= 0
@@ -54,6 +58,17 @@ class Facts:
 
 def gather_facts(graph: Graph, explained: Sequence[int], outputs: Sequence[int]) -> Facts:
     """One pass over the equations, and one back from the outputs that are explained."""
+    facts = _blank(graph)
+    for value in explained:
+        facts.tracked[value] = graph.is_float(value)
+        facts.token[value] = not graph.is_float(value)
+    _propagate(graph, facts)
+    _forget_dead(graph, facts, outputs)
+    return facts
+
+
+def _blank(graph: Graph) -> Facts:
+    """What is known before anything is computed."""
     count = len(graph.avals)
     facts = Facts([False] * count, [False] * count, [ANY] * count, [-1] * count, [False] * count)
     for value in (*graph.inputs, *graph.consts):
@@ -61,17 +76,22 @@ def gather_facts(graph: Graph, explained: Sequence[int], outputs: Sequence[int])
     for value, aval in enumerate(graph.avals):
         if aval.dtype == np.bool_:
             facts.interval[value] = (0.0, 1.0)
-    for value in explained:
-        facts.tracked[value] = graph.is_float(value)
-        facts.token[value] = not graph.is_float(value)
     for value, literal in graph.literals.items():
         number = numpy_scalar(literal)
         facts.constant[value] = number is not None
         facts.origin[value] = value if number is None else -1
         if number is not None and not math.isnan(number):
             facts.interval[value] = (number, number)
+    return facts
+
+
+def _propagate(graph: Graph, facts: Facts) -> None:
+    """One pass over the equations."""
     sizes = [math.prod(graph.shape(value)) for value in range(count)]
     for index, equation in enumerate(graph.equations):
+        if equation.control is not None:
+            _run_bodies(graph, facts, index, equation)
+            continue
         tracked = equation.primitive is not lax.stop_gradient_p and any(
             facts.tracked[value] for value in equation.inputs
         )
@@ -93,8 +113,64 @@ def gather_facts(graph: Graph, explained: Sequence[int], outputs: Sequence[int])
             facts.origin[value] = origin
         if any(facts.token[value] for value in equation.inputs):
             _follow_tokens(graph, facts, index, equation)
-    _forget_dead(graph, facts, outputs)
-    return facts
+
+
+def _run_bodies(graph: Graph, facts: Facts, index: int, equation: Equation) -> None:
+    """Facts of the programs an equation runs, and of its results.
+
+    What a scan carries is a fixpoint: an interval that has not settled after a few rounds is widened.
+    """
+    control = equation.control
+    assert control is not None
+    if any(facts.token[v] for v in equation.inputs):
+        raise UnsupportedOperationError(
+            message(
+                f"cannot follow token ids into a {control.kind}",
+                where=equation.where,
+                path=equation.scope,
+                remedy="Look them up in front of it, or explain their embeddings.",
+            )
+        )
+    operands = equation.inputs[control.leading :]
+    tracked = [facts.tracked[v] for v in operands]
+    interval = [facts.interval[v] for v in operands]
+    first, last = control.consts, control.consts + control.carry
+    for attempt in itertools.count():
+        inner = []
+        for body in equation.bodies:
+            own = _blank(body)
+            for j, value in enumerate(body.inputs):
+                own.tracked[value], own.interval[value] = tracked[j], interval[j]
+                own.constant[value] = facts.constant[operands[j]] and not first <= j < last
+            _propagate(body, own)
+            inner.append(own)
+        settled = True
+        for j, value in zip(range(first, last), equation.bodies[0].outputs, strict=False):
+            made = inner[0]
+            bounds = _union(interval[j], made.interval[value])
+            flag = tracked[j] or made.tracked[value]
+            if (flag, bounds) != (tracked[j], interval[j]):
+                settled = False
+                if attempt >= 2:
+                    bounds = _widened(interval[j], bounds)
+                tracked[j], interval[j] = flag, bounds
+        if settled:
+            break
+    facts.inner[index] = tuple(inner)
+    for j, value in enumerate(equation.outputs):
+        results = [(own, body.outputs[j]) for own, body in zip(inner, equation.bodies, strict=True)]
+        bounds = [own.interval[v] for own, v in results]
+        if j < control.carry:
+            bounds.append(interval[first + j])
+        facts.interval[value] = _union(*bounds)
+        facts.tracked[value] = graph.is_float(value) and (
+            any(own.tracked[v] for own, v in results)
+            or (j < control.carry and tracked[first + j])
+        )
+
+
+def _widened(old: Interval, new: Interval) -> Interval:
+    return old[0] if new[0] >= old[0] else -math.inf, old[1] if new[1] <= old[1] else math.inf
 
 
 def _forget_dead(graph: Graph, facts: Facts, outputs: Sequence[int]) -> None:
@@ -102,7 +178,14 @@ def _forget_dead(graph: Graph, facts: Facts, outputs: Sequence[int]) -> None:
     live = [False] * len(graph.avals)
     for value in outputs:
         live[value] = True
-    for equation in reversed(graph.equations):
+    for index in reversed(range(len(graph.equations))):
+        equation = graph.equations[index]
+        if equation.control is not None:
+            wanted = [live[v] and facts.tracked[v] for v in equation.outputs]
+            if any(wanted):  # what is carried may reach the rest in the next round
+                wanted[: equation.control.carry] = [True] * equation.control.carry
+            for body, own in zip(equation.bodies, facts.inner[index], strict=True):
+                _forget_dead(body, own, [v for v, w in zip(body.outputs, wanted, strict=True) if w])
         if any(live[value] and facts.tracked[value] for value in equation.outputs):
             for value in equation.inputs:
                 live[value] = True
