@@ -18,7 +18,7 @@ from relax._errors import (
     message,
 )
 from relax._graph import Layer
-from relax._jaxpr import CONTROL_FLOW
+from relax._jaxpr import ENDLESS
 from relax._paths import nearest
 from relax.rules import (
     Custom,
@@ -258,7 +258,7 @@ _DEFAULTS: dict[str, Rule] = {
     "embedding": Lookup(),
 }
 
-_CONTROL_FLOW_NAMES = {primitive.name: words for primitive, words in CONTROL_FLOW.items()}
+_ENDLESS_NAMES = {primitive.name: words for primitive, words in ENDLESS.items()}
 
 
 def _default(layer: Layer) -> Rule:
@@ -267,10 +267,18 @@ def _default(layer: Layer) -> Rule:
     rule = _DEFAULTS.get(layer.kind)
     if rule is not None:
         return rule
-    name = _CONTROL_FLOW_NAMES.get(layer.name, f"`{layer.name}`")
-    if layer.name in _CONTROL_FLOW_NAMES:
-        why = "Its body is not opened yet."
-    elif len(layer.outputs) > 1:
+    if layer.name in _ENDLESS_NAMES:
+        raise UnsupportedOperationError(
+            message(
+                f"cannot propagate relevance through {_ENDLESS_NAMES[layer.name]}",
+                where=layer.where,
+                path=layer.label,
+                remedy="How often it runs is not known, so that, as in JAX, it has no reverse mode. "
+                "Use lax.scan, or lax.fori_loop with a static trip count.",
+            )
+        )
+    name = f"`{layer.name}`"
+    if len(layer.outputs) > 1:
         why = "It has several outputs that depend on the explained input."
     else:
         why = "No rule of LRP is known for it."

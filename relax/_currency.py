@@ -8,46 +8,57 @@ is not proportional to x: behind Flat, WSquare, ZBox, and activations with phi(0
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from relax._graph import Graph, Layer
+from relax._graph import Equation
+from relax._sections import Section
 from relax.rules import Rule
 from relax.rules._base import Currency
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Currencies:
-    """Currency ``of`` each value, ``given`` and ``arriving`` by the last equation of a layer."""
+    """In what each message of a section travels.
+
+    Attributes:
+      of: of each value.
+      given, arriving: by the last equation of a layer.
+      inner: of the programs that an equation runs; ``entering``, ``leaving``: what those programs
+        give to each operand, and what arrives at each result, by equation.
+    """
 
     of: list[Currency]
     given: dict[int, Currency]
     arriving: dict[int, Currency]
+    inner: dict[int, tuple[Currencies, ...]] = dataclasses.field(default_factory=dict)
+    entering: dict[int, list[Currency]] = dataclasses.field(default_factory=dict)
+    leaving: dict[int, list[Currency]] = dataclasses.field(default_factory=dict)
 
 
 def find_currencies(
-    graph: Graph,
-    tracked: Sequence[bool],
-    owner: Mapping[int, Layer],
-    rules: Sequence[Rule],
-    in_relevance: Iterable[int],
+    section: Section, rules: Sequence[Rule], in_relevance: Iterable[int]
 ) -> Currencies:
     """One backward pass: a value travels as relevance if any of its readers gives relevance.
 
     Args:
-      graph, tracked: the function and which of its values carry relevance.
-      owner: the layer each equation belongs to; equations that only move data have none.
+      section: the function and its layers.
       rules: the rule of each layer.
       in_relevance: values that are given relevance from outside.
     """
+    graph, tracked = section.graph, section.facts.tracked
+    owner = {i: layer for layer in section.layers for i in layer.owned}
     of: list[Currency] = ["coefficient"] * len(graph.avals)
     for value in in_relevance:
         of[value] = "relevance"
     result = Currencies(of, {}, {})
     for index in reversed(range(len(graph.equations))):
+        equation = graph.equations[index]
+        if index in section.inner:
+            _through_bodies(section, rules, result, index, equation)
+            continue
         layer = owner.get(index)
         if layer is not None and layer.equations[-1] != index:
             continue
-        equation = graph.equations[index]
         outputs = [v for v in (layer.outputs if layer else equation.outputs) if tracked[v]]
         if not outputs:
             continue
@@ -61,3 +72,46 @@ def find_currencies(
                 if tracked[value]:
                     of[value] = "relevance"
     return result
+
+
+def _through_bodies(
+    section: Section, rules: Sequence[Rule], result: Currencies, index: int, equation: Equation
+) -> None:
+    """Programs that an equation runs: branches agree, and what is carried keeps its currency."""
+    control, bodies = equation.control, section.inner[index]
+    assert control is not None
+    leaving: list[Currency] = [result.of[v] for v in equation.outputs]
+    while True:
+        inner = tuple(
+            find_currencies(
+                body,
+                rules,
+                [
+                    value
+                    for value, currency in zip(body.graph.outputs, leaving, strict=True)
+                    if currency == "relevance" and body.facts.tracked[value]
+                ],
+            )
+            for body in bodies
+        )
+        each = [
+            [own.of[v] for v in body.graph.inputs] for own, body in zip(inner, bodies, strict=True)
+        ]
+        entering: list[Currency] = [_stronger(found) for found in zip(*each, strict=True)]
+        carried = slice(control.consts, control.consts + control.carry)
+        merged: list[Currency] = [
+            _stronger(pair)
+            for pair in zip(entering[carried], leaving[: control.carry], strict=True)
+        ]
+        entering[carried] = merged
+        if merged == leaving[: control.carry]:
+            break
+        leaving[: control.carry] = merged
+    result.inner[index], result.entering[index], result.leaving[index] = inner, entering, leaving
+    for value, currency in zip(equation.inputs[control.leading :], entering, strict=True):
+        if currency == "relevance" and section.facts.tracked[value]:
+            result.of[value] = "relevance"
+
+
+def _stronger(found: Iterable[Currency]) -> Currency:
+    return "relevance" if "relevance" in found else "coefficient"

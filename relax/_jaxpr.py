@@ -49,7 +49,7 @@ class Control(NamedTuple):
     leading: int = 0
     consts: int = 0
     carry: int = 0
-    options: dict[str, Any] = {}
+    options: Any = None
 
 
 def _scan(params: dict[str, Any]) -> Control:
@@ -59,7 +59,7 @@ def _scan(params: dict[str, Any]) -> Control:
 
 
 def _cond(params: dict[str, Any]) -> Control:
-    return Control("cond", tuple(params["branches"]), leading=1)
+    return Control("cond", tuple(params["branches"]), 1, options={})
 
 
 def _checkpoint(params: dict[str, Any]) -> Control:
@@ -116,6 +116,7 @@ def run(
             index, *rest = operands
             return lax.switch(index, functions, rest, extra)
         return jax.checkpoint(functions[0], **control.options)(list(operands), extra)
+
 
 _RELAX = str(Path(__file__).resolve().parent)
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,13 @@ from jax.core import Tracer
 
 from relax import _arguments, _jaxpr, select
 from relax._assign import assign
+from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, UnmatchedSelectorError, message
 from relax._graph import Layer, flatten
 from relax._paths import nearest
-from relax._recognize import find_layers, gather_facts
-from relax._rewrite import Rewritten
+from relax._recognize import gather_facts
+from relax._rewrite import Rewritten, Tap
+from relax._sections import Section, find_sections
 from relax.rules._base import pair
 
 
@@ -54,21 +56,24 @@ class Program:
         for value, array in known.items():
             if id(array) in traced.closure_names:
                 names[value] = traced.closure_names[id(array)]
-        layers = find_layers(graph, self.facts, names)
-        self.layers = layers
-        self.rules = assign(rules, layers)
-        self.latent = _latent(at, layers)
+        section = find_sections(graph, self.facts, names, traced.closure_names)
+        standing = list(section.every())
+        self.layers = [layer for _, layer in standing]
+        self.rules = assign(rules, self.layers)
+        self.latent = _latent(at, standing)
         self._check_dependence(explained, outputs)
-        self.rewritten = Rewritten(
-            graph,
-            self.facts.tracked,
-            layers,
-            self.rules,
-            tapped=tuple(dict.fromkeys(v for v in self.latent.values())),
-            in_relevance=[v for v in outputs if self.facts.tracked[v]] if in_relevance else (),
-            token=self.facts.token,
-            sources=self.facts.sources,
-        )
+        self.in_relevance = in_relevance
+        given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
+        self.currencies = find_currencies(section, self.rules, given)
+        self.rewritten = Rewritten(section, self.rules, self.currencies)
+        self.of_section = dict(_currencies(section, self.currencies))
+
+    def gives(self, layer: Layer) -> str:
+        """What a layer hands to its input: coefficients or relevance."""
+        for section, found in self.of_section.values():
+            if layer in section.layers:
+                return found.given.get(layer.equations[-1], "coefficient")
+        raise KeyError(layer.label)
 
     def _check_dependence(self, explained: Sequence[int], outputs: Sequence[int]) -> None:
         tracked, depends = self.facts.tracked, self.graph.depends
@@ -102,6 +107,14 @@ class Program:
     def _explained_names(self) -> list[str]:
         return [self.traced.names[i] for i in self.traced.explained]
 
+    def _probe(self, tap: Tap) -> jax.Array:
+        """Zeros of the shape of a value, stacked over the scans around it."""
+        section, _ = self.of_section[tap[0]]
+        aval = section.graph.avals[tap[1]]
+        if not section.lengths:
+            return jnp.zeros_like(aval)
+        return jnp.zeros((*section.lengths, *aval.shape), aval.dtype)
+
     def run(self, exact_value: bool) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any]]]:
         """The value, the auxiliary output, and the function that propagates its seeds."""
         traced, graph, rewritten = self.traced, self.graph, self.rewritten
@@ -113,7 +126,8 @@ class Program:
                 )
         consts, leaves = traced.closed.consts, [jnp.asarray(a) for a in traced.leaves]
         moving = [i for i in traced.explained if graph.is_float(graph.inputs[i])]
-        probes = [jnp.zeros_like(graph.avals[v]) for v in rewritten.tapped]
+        taps = tuple(dict.fromkeys(self.latent.values()))
+        probes = [self._probe(tap) for tap in taps]
         carrying = graph.outputs[: traced.count]
         carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
 
@@ -125,8 +139,9 @@ class Program:
             for i, x in zip(moving, inputs, strict=True):
                 arguments[i] = x
             shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
-            outputs, seen = rewritten(consts, arguments, probes, shadows)
-            return [outputs[i] for i in carried], (outputs, [seen[v] for v in rewritten.tapped])
+            known = dict(zip(taps, probes, strict=True))
+            outputs, seen = rewritten(consts, arguments, known, shadows)
+            return [outputs[i] for i in carried], (outputs, [seen[tap] for tap in taps])
 
         inputs = [leaves[i] for i in moving]
         _, pull_back, (outputs, seen) = jax.vjp(forward, inputs, probes, blanks, has_aux=True)
@@ -134,14 +149,14 @@ class Program:
             outputs = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
         value = jax.tree.unflatten(traced.value_tree, outputs[: traced.count])
         aux = traced.rebuild_aux(outputs[traced.count :])
-        of = rewritten.currencies.of
+        of = self.currencies.of
 
         def relprop(seeds: Any) -> tuple[Any, Any]:
             flat = jax.tree.leaves(seeds)
             messages = []
             for i in carried:
                 seed = flat[i]
-                if of[carrying[i]] == "relevance" and not rewritten.in_relevance:
+                if of[carrying[i]] == "relevance" and not self.in_relevance:
                     seed = seed * outputs[i]
                 messages.append(seed)
             at_inputs, at_probes, at_tokens = pull_back(messages)
@@ -152,12 +167,22 @@ class Program:
             relevance |= dict(zip(tokens, at_tokens, strict=True))
             parts = [relevance[i] for i in traced.explained]
             found = {
-                v: _relevance(of[v], x, c)
-                for v, x, c in zip(rewritten.tapped, seen, at_probes, strict=True)
+                tap: _relevance(self.of_section[tap[0]][1].of[tap[1]], x, c)
+                for tap, x, c in zip(taps, seen, at_probes, strict=True)
             }
-            return traced.rebuild(parts), {path: found[v] for path, v in self.latent.items()}
+            return traced.rebuild(parts), {path: found[tap] for path, tap in self.latent.items()}
 
         return value, aux, relprop
+
+
+def _currencies(
+    section: Section, currencies: Currencies
+) -> Iterator[tuple[int, tuple[Section, Currencies]]]:
+    """The currencies of each section of a tree, by its identity."""
+    yield id(section), (section, currencies)
+    for index, bodies in section.inner.items():
+        for body, found in zip(bodies, currencies.inner[index], strict=True):
+            yield from _currencies(body, found)
 
 
 def _shadow_dtype(graph: Any) -> Any:
@@ -170,14 +195,15 @@ def _relevance(currency: str, value: Any, carried: Any) -> Any:
     return carried if currency == "relevance" else pair(value, carried)
 
 
-def _latent(at: Any, layers: Sequence[Layer]) -> dict[str, int]:
-    """Path to value of every layer whose relevance is wanted."""
+def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, Tap]:
+    """Where the output of every layer stands whose relevance is wanted, by path."""
     if at is None:
         return {}
-    found: dict[str, int] = {}
+    found: dict[str, Tap] = {}
+    layers = [layer for _, layer in standing]
     for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
         test = select.predicate(selector)
-        own = [layer for layer in layers if test(layer)]
+        own = [(section, layer) for section, layer in standing if test(layer)]
         if not own:
             known = [p for layer in layers for p in (layer.label, layer.weight_path)]
             close = ", ".join(repr(path) for path in nearest(test.name.strip("'"), known))
@@ -187,5 +213,5 @@ def _latent(at: Any, layers: Sequence[Layer]) -> dict[str, int]:
                     remedy=f"Nearest: {close or 'none, the function has no layers'}.",
                 )
             )
-        found |= {layer.label: layer.outputs[0] for layer in own}
+        found |= {layer.label: (id(section), layer.outputs[0]) for section, layer in own}
     return found

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from relax._currency import Currencies, find_currencies
-from relax._graph import Equation, Graph, Layer
+from relax import _jaxpr
+from relax._currency import Currencies
+from relax._graph import Equation, Layer
 from relax._ops import (
     LayerOp,
     held,
@@ -21,42 +22,63 @@ from relax._ops import (
     to_relevance,
     widened,
 )
+from relax._sections import Section
 from relax._tokens import Tokens
 from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, Rule, Winner
+from relax.rules._base import Currency
+
+Tap = tuple[int, int]  # identity of a section, and a value in it
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Rewritten:
-    """A function whose derivative is relevance.
+    """A program whose derivative is relevance.
 
     Attributes:
-      graph, tracked: the function and which of its values carry relevance.
-      layers, rules: its layers, and the rule of each.
-      tapped: values whose message is wanted as well.
-      in_relevance: outputs that will be given relevance instead of a coefficient.
-      token, sources: integers that carry relevance, and the equations that embed them.
+      section: the program and its layers; ``rules``: the rule of each layer, by its index.
+      currencies: in what each message travels.
+      entering, leaving: what it must give to its inputs, and what arrives at its outputs; by
+        default what its own layers give and take.
     """
 
-    graph: Graph
-    tracked: Sequence[bool]
-    layers: Sequence[Layer]
+    section: Section
     rules: Sequence[Rule]
-    tapped: Sequence[int] = ()
-    in_relevance: Sequence[int] = ()
-    token: Sequence[bool] = ()
-    sources: Set[int] = frozenset()
+    currencies: Currencies
+    entering: Sequence[Currency] | None = None
+    leaving: Sequence[Currency] | None = None
 
     def __post_init__(self) -> None:
-        self.owner = {i: layer for layer in self.layers for i in layer.owned}
+        section, of = self.section, self.currencies.of
+        self.graph, self.tracked = section.graph, section.facts.tracked
+        self.owner = {i: layer for layer in section.layers for i in layer.owned}
+        self.entering = self.entering or [of[v] for v in self.graph.inputs]
+        self.leaving = self.leaving or [of[v] for v in self.graph.outputs]
+        self.inner = {
+            index: tuple(
+                Rewritten(
+                    body,
+                    self.rules,
+                    currencies,
+                    self.currencies.entering[index],
+                    self.currencies.leaving[index],
+                )
+                for body, currencies in zip(bodies, self.currencies.inner[index], strict=True)
+            )
+            for index, bodies in section.inner.items()
+        }
         self._hear_readers()
-        self.currencies: Currencies = find_currencies(
-            self.graph, self.tracked, self.owner, self.rules, self.in_relevance
-        )
+
+    def sections(self) -> Iterator[int]:
+        """Identities of the sections of the tree."""
+        yield id(self.section)
+        for bodies in self.inner.values():
+            for body in bodies:
+                yield from body.sections()
 
     def _hear_readers(self) -> None:
         """A rectifier passes nothing below zero under Pass alone; another rule may."""
         consumers = self.graph.consumers()
-        for layer in self.layers:
+        for layer in self.section.layers:
             if not getattr(layer.details, "dead_below", False) or layer.kind == "activation":
                 continue
             readers = [self.owner[i] for i in consumers[layer.outputs[0]] if i in self.owner]
@@ -85,23 +107,23 @@ class Rewritten:
         self,
         consts: Sequence[Any],
         arguments: Sequence[Any],
-        probes: Sequence[Any] = (),
+        probes: Mapping[Tap, Any] | None = None,
         shadows: Mapping[int, Any] | None = None,
-    ) -> tuple[list[Any], dict[int, Any]]:
-        """Evaluates the function: its outputs, and the tapped values.
+    ) -> tuple[list[Any], dict[Tap, Any]]:
+        """Evaluates the program: its outputs, and the values that have a probe.
 
         ``shadows`` are floats in the place of explained integers, to carry their relevance.
         """
-        graph, of = self.graph, self.currencies.of
+        graph, of, facts = self.graph, self.currencies.of, self.section.facts
         env: dict[int, Any] = dict(graph.literals)
-        pending = dict(zip(self.tapped, probes, strict=True))
-        seen: dict[int, Any] = {}
-        tokens = Tokens(graph, self.token, dict(shadows or {}))
+        pending, seen = dict(probes or {}), {}
+        tokens = Tokens(graph, facts.token, dict(shadows or {}))
 
         def write(value: int, x: Any) -> None:
-            if value in pending:
-                seen[value] = x
-                x = tap(x, pending[value])
+            probe = pending.get((id(self.section), value))
+            if probe is not None:
+                seen[id(self.section), value] = x
+                x = tap(x, probe)
             env[value] = x
 
         def read(value: int, given: str) -> Any:
@@ -110,11 +132,21 @@ class Rewritten:
                 return to_relevance(x)
             return x
 
-        for value, x in zip(graph.consts, consts, strict=True):
+        for value, x in zip(graph.consts, consts, strict=False):
             write(value, x)
-        for value, x in zip(graph.inputs, arguments, strict=True):
-            write(value, x)
+        for value, x, wanted in zip(graph.inputs, arguments, self.entering or (), strict=True):
+            differs = self.tracked[value] and of[value] != wanted
+            write(value, to_relevance(x) if differs else x)
         for index, equation in enumerate(graph.equations):
+            if index in self.inner:
+                results, more = self._run_bodies(index, equation, env, read, pending)
+                seen.update(more)
+                for value, x, native in zip(
+                    equation.outputs, results, self.currencies.leaving[index], strict=True
+                ):
+                    differs = self.tracked[value] and of[value] != native
+                    write(value, to_relevance(x) if differs else x)
+                continue
             layer = self.owner.get(index)
             if layer is not None and not self.is_native(layer):
                 if layer.equations[-1] == index:
@@ -133,14 +165,56 @@ class Rewritten:
                 results = [widened(equation.params["new_dtype"], *operands)]
             else:
                 results = equation.evaluate(operands)
-            if index in self.sources:
+            if index in facts.sources:
                 arriving = self.currencies.arriving.get(closing, "coefficient")
                 results = [tokens.embedded(equation, x, arriving) for x in results]
             else:
                 tokens.follow(equation)
             for value, x in zip(equation.outputs, results, strict=True):
                 write(value, self._exchanged(value, x, layer, closing))
-        return [env[value] for value in graph.outputs], seen
+        outputs = [
+            to_relevance(env[value])
+            if self.tracked[value] and of[value] != arriving
+            else env[value]
+            for value, arriving in zip(graph.outputs, self.leaving or (), strict=True)
+        ]
+        return outputs, seen
+
+    def _run_bodies(
+        self, index: int, equation: Equation, env: Any, read: Any, probes: Mapping[Tap, Any]
+    ) -> tuple[list[Any], dict[Tap, Any]]:
+        """The programs of an equation, run as JAX would run them."""
+        control, bodies = equation.control, self.inner[index]
+        assert control is not None
+        first = [env[value] for value in equation.inputs[: control.leading]]
+        rest = [
+            read(value, given)
+            for value, given in zip(
+                equation.inputs[control.leading :], self.currencies.entering[index], strict=True
+            )
+        ]
+        inside = {section for body in bodies for section in body.sections()}
+        keys = [key for key in probes if key[0] in inside]
+
+        def function(body: Rewritten) -> Any:
+            own = set(body.sections())
+
+            def run(operands: Sequence[Any], given: Sequence[Any]) -> Any:
+                known = dict(zip(keys, given, strict=True))
+                outputs, seen = body((), operands, {k: p for k, p in known.items() if k[0] in own})
+                # another branch may be taken, in which the layer does not stand
+                return outputs, [seen.get(key, jnp.zeros_like(known[key])) for key in keys]
+
+            return run
+
+        results, more = _jaxpr.run(
+            control,
+            equation.sources,
+            [function(body) for body in bodies],
+            [*first, *rest],
+            [probes[key] for key in keys],
+        )
+        return results, dict(zip(keys, more, strict=True))
 
     def _layer(self, layer: Layer, index: int, read: Any) -> tuple[Any, ...]:
         given, arriving = self.currencies.given[index], self.currencies.arriving[index]

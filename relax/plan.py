@@ -121,7 +121,6 @@ def layers(
 
     def planned(*args: Any, **kwargs: Any) -> Plan:
         program = Program(fun, rules, argnums, None, has_aux, args, kwargs)
-        currencies = program.rewritten.currencies
         return Plan(
             [
                 Row(
@@ -132,7 +131,7 @@ def layers(
                     layer.out_shapes,
                     layer.weight_path,
                     rule,
-                    currencies.given.get(layer.equations[-1], "coefficient"),
+                    program.gives(layer),
                     layer.first,
                     layer.where,
                 )

@@ -360,9 +360,6 @@ def test_rule_is_a_pytree(name):
 
 # --------------------------------------------------------------- control flow inside the function
 
-not_yet = pytest.mark.xfail(
-    raises=relax.UnsupportedOperationError, strict=True, reason="control flow is not opened yet"
-)
 STACK = {"w": 0.5 * _random.normal(size=(3, 5, 5)), "b": 0.3 * _random.normal(size=(3, 5))}
 AFFINE_ONLY = [
     name
@@ -392,7 +389,6 @@ def rematerialized(stack, x):
 
 
 @pytest.mark.slow
-@not_yet
 @pytest.mark.parametrize("wrapped", [scanned, rematerialized])
 @pytest.mark.parametrize("name", AFFINE_ONLY)
 def test_layers_inside_control_flow(name, wrapped):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from jax import lax
 
@@ -63,14 +63,8 @@ class LinearDetails:
     one_to_one: bool = False
 
 
-def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[Layer]:
-    """All layers of a graph, in evaluation order.
-
-    Args:
-      graph: the function.
-      facts: what is known of its values.
-      names: paths of the arguments and closed-over arrays, by value.
-    """
+def find_layers(graph: Graph, facts: Facts) -> list[Layer]:
+    """All layers of a graph, in evaluation order, but not those of the programs it runs."""
     consumers = graph.consumers()
     claimed: set[int] = set()
     layers = _find_embeddings(graph, facts, consumers, claimed)
@@ -85,8 +79,6 @@ def find_layers(graph: Graph, facts: Facts, names: Mapping[int, str]) -> list[La
     layers += _find_single(graph, facts, claimed, layers, made)
     layers.sort(key=lambda layer: layer.equations[-1])
     _mark_dead_outputs(layers, consumers)
-    _mark_first(graph, facts, layers)
-    _name(graph, facts, layers, names)
     return layers
 
 
@@ -162,7 +154,7 @@ def _find_single(
     producer = graph.producers()
     for index, equation in enumerate(graph.equations):
         outputs = tuple(v for v in equation.outputs if facts.tracked[v])
-        if index in claimed or not outputs:
+        if index in claimed or not outputs or equation.control is not None:
             continue
         kind = _single_kind(graph, facts, equation)
         if kind == "routing":
@@ -222,47 +214,3 @@ def _mark_dead_outputs(layers: list[Layer], consumers: list[list[int]]) -> None:
 
 def _is_dead_below(layer: Layer | None) -> bool:
     return layer is not None and layer.kind == "activation" and layer.details.dead_below
-
-
-def _mark_first(graph: Graph, facts: Facts, layers: list[Layer]) -> None:
-    """Behind: reached from the explained input through a dense layer or convolution."""
-    closing = {layer.equations[-1]: layer for layer in layers}
-    behind = [False] * len(graph.avals)
-    for index, equation in enumerate(graph.equations):
-        passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
-        layer = closing.get(index)
-        if layer is not None:
-            layer.behind = passed or any(behind[v] for v in layer.inputs)
-            weighted = layer.kind in ("dense", "conv")
-            layer.first = weighted and not layer.behind
-            passed = layer.behind or weighted
-        for value in equation.outputs:
-            behind[value] = passed
-
-
-def _name(graph: Graph, facts: Facts, layers: Sequence[Layer], names: Mapping[int, str]) -> None:
-    """Gives every layer its path, occurrence, weight path, source line and shapes."""
-    seen: dict[str, int] = {}
-    for index, layer in enumerate(layers):
-        first = graph.equations[layer.owned[0]]
-        core = layer.details.core if layer.kind in ("dense", "conv") else None
-        named = AFFINE | {"embedding"}
-        if layer.kind in named:
-            if core is not None:
-                candidates = [graph.equations[core].inputs[1 - layer.details.position]]
-            else:
-                candidates = list(layer.operands)
-            origins = (facts.origin[value] for value in candidates if not graph.depends[value])
-            layer.weight_path = next((names[v] for v in origins if v in names), "")
-        parent = layer.weight_path.rpartition("/")[0]
-        if layer.kind in named:
-            path = first.scope or parent or layer.name
-        else:
-            path = f"{first.scope}/{layer.name}" if first.scope else layer.name
-        layer.index, layer.path = index, path
-        layer.occurrence = seen.get(path, 0)
-        seen[path] = layer.occurrence + 1
-        layer.where = first.where
-        entering = layer.inputs or [v for v in layer.operands if facts.token[v]]
-        layer.in_shapes = tuple(graph.shape(v) for v in entering)
-        layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)

@@ -87,7 +87,7 @@ def _blank(graph: Graph) -> Facts:
 
 def _propagate(graph: Graph, facts: Facts) -> None:
     """One pass over the equations."""
-    sizes = [math.prod(graph.shape(value)) for value in range(count)]
+    sizes = [math.prod(aval.shape) for aval in graph.avals]
     for index, equation in enumerate(graph.equations):
         if equation.control is not None:
             _run_bodies(graph, facts, index, equation)
@@ -118,7 +118,7 @@ def _propagate(graph: Graph, facts: Facts) -> None:
 def _run_bodies(graph: Graph, facts: Facts, index: int, equation: Equation) -> None:
     """Facts of the programs an equation runs, and of its results.
 
-    What a scan carries is a fixpoint: an interval that has not settled after a few rounds is widened.
+    What a scan carries is a fixpoint: an interval that does not settle is widened.
     """
     control = equation.control
     assert control is not None
@@ -135,6 +135,7 @@ def _run_bodies(graph: Graph, facts: Facts, index: int, equation: Equation) -> N
     tracked = [facts.tracked[v] for v in operands]
     interval = [facts.interval[v] for v in operands]
     first, last = control.consts, control.consts + control.carry
+    inner: list[Facts] = []
     for attempt in itertools.count():
         inner = []
         for body in equation.bodies:
@@ -164,8 +165,7 @@ def _run_bodies(graph: Graph, facts: Facts, index: int, equation: Equation) -> N
             bounds.append(interval[first + j])
         facts.interval[value] = _union(*bounds)
         facts.tracked[value] = graph.is_float(value) and (
-            any(own.tracked[v] for own, v in results)
-            or (j < control.carry and tracked[first + j])
+            any(own.tracked[v] for own, v in results) or (j < control.carry and tracked[first + j])
         )
 
 

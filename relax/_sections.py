@@ -1,0 +1,169 @@
+"""A function and the programs it runs, as a tree: each part with its facts and its layers.
+
+The body of a scan, a branch or a checkpoint is a section of its own. Names, places and what comes
+first are a matter of the whole tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from relax._graph import Equation, Graph, Layer
+from relax._recognize import AFFINE, Facts, find_layers
+
+_NAMED_BY_WEIGHT = AFFINE | {"embedding"}
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Section:
+    """One program.
+
+    Attributes:
+      graph, facts, layers: its own; layers in evaluation order.
+      inner: sections of the programs that its equations run, by equation.
+      lengths: of the scans around it, outermost first.
+      names: paths of arguments and closed-over arrays, by value.
+    """
+
+    graph: Graph
+    facts: Facts
+    layers: list[Layer]
+    inner: dict[int, tuple[Section, ...]]
+    lengths: tuple[int, ...]
+    names: dict[int, str]
+
+    def every(self) -> Iterator[tuple[Section, Layer]]:
+        """All layers of the tree in evaluation order, each with its section."""
+        steps: list[tuple[int, Layer | tuple[Section, ...]]] = [
+            (layer.equations[-1], layer) for layer in self.layers
+        ]
+        steps += list(self.inner.items())
+        for _, step in sorted(steps, key=lambda item: item[0]):
+            if isinstance(step, Layer):
+                yield self, step
+            else:
+                for section in step:
+                    yield from section.every()
+
+
+def find_sections(
+    graph: Graph, facts: Facts, names: Mapping[int, str], closure_names: Mapping[int, str]
+) -> Section:
+    """The tree of a function, its layers named.
+
+    Args:
+      graph, facts: the function, and what is known of it.
+      names: paths of the arguments and closed-over arrays, by value.
+      closure_names: of closed-over arrays, by identity.
+    """
+    root = _find(graph, facts, names, closure_names, ())
+    _mark_first(root, [False] * len(graph.inputs))
+    seen: dict[str, int] = {}
+    for index, (section, layer) in enumerate(root.every()):
+        _name(section, layer, index, seen)
+    return root
+
+
+def _find(
+    graph: Graph,
+    facts: Facts,
+    names: Mapping[int, str],
+    closure_names: Mapping[int, str],
+    lengths: tuple[int, ...],
+) -> Section:
+    known = dict(names) | {
+        value: closure_names[id(array)]
+        for value, array in graph.literals.items()
+        if id(array) in closure_names
+    }
+    inner: dict[int, tuple[Section, ...]] = {}
+    for index, own in facts.inner.items():
+        equation = graph.equations[index]
+        control = equation.control
+        assert control is not None
+        loop = (control.options["length"],) if control.kind == "scan" else ()
+        operands = equation.inputs[control.leading :]
+        inner[index] = tuple(
+            _find(
+                body,
+                found,
+                {
+                    value: known[facts.origin[operand]]
+                    for value, operand in zip(body.inputs, operands, strict=True)
+                    if facts.origin[operand] in known and not graph.depends[operand]
+                },
+                closure_names,
+                lengths + loop,
+            )
+            for body, found in zip(equation.bodies, own, strict=True)
+        )
+    return Section(graph, facts, find_layers(graph, facts), inner, lengths, known)
+
+
+def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:
+    """Behind: reached from the explained input through a dense layer or convolution."""
+    graph, facts = section.graph, section.facts
+    closing = {layer.equations[-1]: layer for layer in section.layers}
+    behind = [False] * len(graph.avals)
+    for value, passed in zip(graph.inputs, entering, strict=True):
+        behind[value] = passed
+    for index, equation in enumerate(graph.equations):
+        if index in section.inner:
+            results = _mark_bodies(section, index, equation, behind)
+            for value, passed in zip(equation.outputs, results, strict=True):
+                behind[value] = passed
+            continue
+        passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
+        layer = closing.get(index)
+        if layer is not None:
+            layer.behind = passed or any(behind[v] for v in layer.inputs)
+            weighted = layer.kind in ("dense", "conv")
+            layer.first = weighted and not layer.behind
+            passed = layer.behind or weighted
+        for value in equation.outputs:
+            behind[value] = passed
+    return [behind[value] for value in graph.outputs]
+
+
+def _mark_bodies(
+    section: Section, index: int, equation: Equation, behind: Sequence[bool]
+) -> list[bool]:
+    """What a scan carries is behind a layer as soon as one round has one."""
+    control = equation.control
+    assert control is not None
+    entering = [behind[v] for v in equation.inputs[control.leading :]]
+    first = control.consts
+    while True:
+        each = [_mark_first(body, entering) for body in section.inner[index]]
+        results = [any(flags) for flags in zip(*each, strict=True)]
+        before = entering[first : first + control.carry]
+        merged = [a or b for a, b in zip(before, results[: control.carry], strict=True)]
+        if merged == before:
+            return results
+        entering[first : first + control.carry] = merged
+
+
+def _name(section: Section, layer: Layer, index: int, seen: dict[str, int]) -> None:
+    """Gives a layer its path, occurrence, weight path, source line and shapes."""
+    graph, facts, names = section.graph, section.facts, section.names
+    first = graph.equations[layer.owned[0]]
+    core = layer.details.core if layer.kind in ("dense", "conv") else None
+    if layer.kind in _NAMED_BY_WEIGHT:
+        if core is not None:
+            candidates = [graph.equations[core].inputs[1 - layer.details.position]]
+        else:
+            candidates = list(layer.operands)
+        origins = (facts.origin[value] for value in candidates if not graph.depends[value])
+        layer.weight_path = next((names[v] for v in origins if v in names), "")
+        parent = layer.weight_path.rpartition("/")[0]
+        path = first.scope or parent or layer.name
+    else:
+        path = f"{first.scope}/{layer.name}" if first.scope else layer.name
+    layer.index, layer.path = index, path
+    layer.occurrence = seen.get(path, 0)
+    seen[path] = layer.occurrence + 1
+    layer.where = first.where
+    entering = layer.inputs or [v for v in layer.operands if facts.token[v]]
+    layer.in_shapes = tuple(graph.shape(v) for v in entering)
+    layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)
