@@ -273,7 +273,7 @@ def _default(layer: Layer) -> Rule:
                 f"cannot propagate relevance through {_ENDLESS_NAMES[layer.name]}",
                 where=layer.where,
                 path=layer.label,
-                remedy="How often it runs is not known, so that, as in JAX, it has no reverse mode.\n"
+                remedy="How often it runs is not known, so it has no reverse mode, as in JAX.\n"
                 "  Use lax.scan, or lax.fori_loop with a static trip count.",
             )
         )

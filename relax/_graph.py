@@ -120,8 +120,23 @@ def flatten(
     if around:  # a body: what it closes over is known
         graph.literals.update(zip(graph.consts, closed.consts, strict=True))
     outputs = _open(graph, jaxpr, graph.consts + graph.inputs, scope, calls, around)
-    graph.outputs = tuple(outputs)
+    prune(graph, outputs)
     return graph
+
+
+def prune(graph: Graph, outputs: Sequence[int]) -> None:
+    """Keeps what the outputs are computed from, and equations that only have an effect.
+
+    What nobody needs would otherwise count as a reader of what it reads.
+    """
+    needed = set(outputs)
+    kept = []
+    for equation in reversed(graph.equations):
+        if not equation.outputs or not needed.isdisjoint(equation.outputs):
+            kept.append(equation)
+            needed.update(equation.inputs)
+    graph.equations = kept[::-1]
+    graph.outputs = tuple(outputs)
 
 
 def _open(

@@ -15,7 +15,7 @@ from relax import _arguments, _jaxpr, select
 from relax._assign import assign
 from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, UnmatchedSelectorError, message
-from relax._graph import Layer, flatten
+from relax._graph import Layer, flatten, prune
 from relax._paths import nearest
 from relax._recognize import gather_facts
 from relax._rewrite import Rewritten, Tap
@@ -50,6 +50,7 @@ class Program:
         self.graph = graph
         explained = [graph.inputs[i] for i in traced.explained]
         outputs = graph.outputs[: traced.count]
+        prune(graph, outputs)  # the auxiliary output is computed by itself
         self.facts = gather_facts(graph, explained, outputs)
         names = dict(zip(graph.inputs, traced.names, strict=True))
         known = dict(zip(graph.consts, traced.closed.consts, strict=True)) | graph.literals
@@ -145,10 +146,14 @@ class Program:
 
         inputs = [leaves[i] for i in moving]
         _, pull_back, (outputs, seen) = jax.vjp(forward, inputs, probes, blanks, has_aux=True)
-        if exact_value and not any(isinstance(a, Tracer) for a in (*consts, *leaves)):
-            outputs = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
-        value = jax.tree.unflatten(traced.value_tree, outputs[: traced.count])
-        aux = traced.rebuild_aux(outputs[traced.count :])
+        exact = exact_value and not any(isinstance(a, Tracer) for a in (*consts, *leaves))
+        extra: list[Any] = []
+        if exact or len(traced.closed.jaxpr.outvars) > traced.count:
+            whole = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
+            extra = whole[traced.count :]
+            outputs = whole[: traced.count] if exact else outputs
+        value = jax.tree.unflatten(traced.value_tree, outputs)
+        aux = traced.rebuild_aux(extra)
         of = self.currencies.of
 
         def relprop(seeds: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@
 | `guided_backprop`, `deconvnet`, `beta_smooth` | Gradient | Gradient | | ReLU only |
 | `arras_lstm` | | Epsilon(0.001) | | sums: Epsilon |
 | `attnlrp` | Epsilon(0) | Epsilon(0) | | softmax: Jacobian |
-| `cp_lrp` | Epsilon(0) | Epsilon(0) | | softmax: Constant; products: the signal |
+| `cp_lrp` | Epsilon(0) | Epsilon(0) | | attention: Constant; products: the signal |
 | `attnlrp_vit` | Gamma(0.25) | Gamma(0.05) | | softmax: Jacobian |
 
 Every composite takes ``sums=``, a rule for residual sums, means and average pools. The default is
@@ -277,8 +277,9 @@ def attnlrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:
 def cp_lrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:
     """CP-LRP, conservative propagation: attention weights and gates are constants.
 
-    As `attnlrp`, but nothing passes a softmax, and a product gives all to its signal: to the values
-    of attention, to the linear branch of a SwiGLU. Without biases it conserves exactly.
+    As `attnlrp`, but nothing passes the softmax of an attention, and a product gives all to its
+    signal: to the values of attention, to the linear branch of a SwiGLU. A softmax that multiplies
+    nothing, as at the end of a classifier, is its Jacobian. Without biases it conserves exactly.
 
     Args:
       epsilon, sums: see `attnlrp`.
@@ -286,7 +287,8 @@ def cp_lrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:
     Source: Ali et al. 2022 (conservative propagation), sections 4 and 5.
     """
     products = SignalTakeAll(("unit", "softmax", "activation"))
-    return _transformer(Epsilon(epsilon), Epsilon(epsilon), Constant(), products, sums)
+    rest = _transformer(Epsilon(epsilon), Epsilon(epsilon), Jacobian(), products, sums)
+    return Composite(((select.attention, Constant()), *rest.entries), strict=False)
 
 
 def attnlrp_vit(conv: Any = 0.25, dense: Any = 0.05, *, sums: Rule | None = None) -> Composite:

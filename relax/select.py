@@ -87,6 +87,7 @@ activation = _kind("activation", "activation")
 relu = Predicate("relu", lambda x: x.kind == "activation" and x.details.is_relu)
 norm = _kind("norm", "normalization")
 softmax = _kind("softmax", "softmax")
+attention = Predicate("attention", lambda x: x.kind == "softmax" and x.details.weighs)
 product = _kind("product", "product")
 embedding = _kind("embedding", "embedding")
 custom = _kind("custom", "custom")
@@ -97,6 +98,7 @@ __all__ = [
     "activation",
     "affine",
     "anything",
+    "attention",
     "conv",
     "custom",
     "dense",

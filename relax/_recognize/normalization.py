@@ -9,7 +9,7 @@ squeeze-and-excite gate is one. For relevance it is a constant; the centering st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from jax import lax
 from jax.extend.core import primitives as p
@@ -19,7 +19,7 @@ from relax._graph import Equation, Graph, Layer, boundary, computing
 from relax._primitives import CAST, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
-from relax._recognize.regions import REDUCTIONS, Regions, is_own_square, primitives
+from relax._recognize.regions import REDUCTIONS, Regions, extent, is_own_square, primitives
 
 PLAIN, REDUCED, STATISTIC = 1, 2, 3  # how a value was made; 0: it does not depend on the input
 _LINEAR = CAST | RESHAPING | SHIFT | {lax.neg_p, p.add_jaxvals_p}
@@ -80,17 +80,12 @@ def find_normalizations(
     for index, equation in enumerate(graph.equations):
         if index in claimed or equation.primitive not in (lax.mul_p, lax.div_p):
             continue
-        if statistic_operand(equation, made) is None:
+        if statistic_operand(regions, equation, made) is None:
             continue
-        found = _region(regions, index) or _region_of_sum(regions, index)
+        found = _region(regions, index, made) or _region_of_sum(regions, index, made)
         if found is None:
             continue
-        body, out = found
-        held = tuple(
-            (i, position)
-            for i in body
-            if (position := statistic_operand(graph.equations[i], made)) is not None
-        )
+        body, out, held = found
         claimed.update(body)
         free = feature_axes(graph.shape(out), {i: i for i in range(len(graph.shape(out)))})
         steps, end = search.chain(out, free)
@@ -103,38 +98,72 @@ def find_normalizations(
     return layers
 
 
-def _region(regions: Regions, end: int) -> tuple[list[int], int] | None:
-    """The closed region that ends in an equation, and the value it ends in."""
+_Region = tuple[list[int], int, tuple[tuple[int, int], ...]]
+
+
+def _region(regions: Regions, end: int, made: Sequence[int]) -> _Region | None:
+    """The closed region that ends in an equation, the value it ends in, and where it is held."""
     found = regions.behind(end)
     if found is None:
         return None
-    out = regions.graph.equations[end].outputs[0]
+    graph = regions.graph
+    out = graph.equations[end].outputs[0]
     body = regions.closed(found[1], out)
-    return None if body is None else (_with_centering(regions, found[0], body, out), out)
+    if body is None:
+        return None
+    body = _with_centering(regions, found[0], body, out)
+    held = tuple(
+        (i, position)
+        for i in body
+        if (position := statistic_operand(regions, graph.equations[i], made)) is not None
+    )
+    statistics = [graph.equations[i].inputs[position] for i, position in held]
+    steps = computing(graph, body, out, statistics)
+    linear = all(_is_linear(regions, i, dict(held)) for i in steps)
+    return (body, out, held) if linear else None
 
 
-def _region_of_sum(regions: Regions, index: int) -> tuple[list[int], int] | None:
+def _is_linear(regions: Regions, index: int, held: Mapping[int, int]) -> bool:
+    """Whether a step is linear in what is normalized, its statistic held."""
+    equation = regions.graph.equations[index]
+    moving = regions.tracked_inputs(index)
+    if not moving or index in held or equation.primitive in _LINEAR | {lax.reduce_sum_p}:
+        return True
+    divides = equation.primitive is lax.div_p and regions.facts.tracked[equation.inputs[1]]
+    return equation.primitive in SCALE and len(moving) == 1 and not divides
+
+
+def _region_of_sum(regions: Regions, index: int, made: Sequence[int]) -> _Region | None:
     """The same for ``x s + (b - m s)``, where the statistic s is applied twice."""
     reader: int | None = index
     while reader is not None:
         reader = regions.sole_reader(regions.graph.equations[reader].outputs[0])
         if reader is not None and len(regions.tracked_inputs(reader)) == 2:
             joins = regions.graph.equations[reader].primitive in SHIFT
-            return _region(regions, reader) if joins else None
+            return _region(regions, reader, made) if joins else None
     return None
 
 
-def statistic_operand(equation: Equation, made: Sequence[int]) -> int | None:
-    """Position of the statistic in a product or quotient of a value with one."""
+def statistic_operand(regions: Regions, equation: Equation, made: Sequence[int]) -> int | None:
+    """Position of the statistic in a product or quotient of a value with one.
+
+    What was pooled before can be normalized as well, so the value may itself be a reduction. If
+    both could be the statistic it is the one of fewer elements, which are repeated.
+    """
     if equation.primitive not in (lax.mul_p, lax.div_p):
         return None
     first, second = (made[v] for v in equation.inputs)
-    values = (PLAIN, REDUCED)  # what was pooled before can be normalized as well
+    if not first or not second:
+        return None
+    sizes = [extent(regions.graph, regions.facts, regions.producer, v) for v in equation.inputs]
     if equation.primitive is lax.div_p:
-        return 1 if first in values and second >= REDUCED else None
-    if second == STATISTIC and first in values:
-        return 1
-    return 0 if first == STATISTIC and second in values else None
+        below = first < STATISTIC or sizes[1] < sizes[0]
+        return 1 if second >= REDUCED and below else None
+    if first == second == STATISTIC:
+        return None if sizes[0] == sizes[1] else int(sizes[1] < sizes[0])
+    if STATISTIC not in (first, second):
+        return None
+    return 0 if first == STATISTIC else 1
 
 
 def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> list[int]:

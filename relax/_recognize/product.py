@@ -24,7 +24,7 @@ class ProductDetails:
 
     Attributes:
       unit: known to lie in [0, 1], and no softmax.
-      softmax: made of the weights of a softmax.
+      softmax: made of the weights of a softmax, which then are those of an attention.
       activation: made of the output of an activation.
       fixed: a statistic, or a denominator: it takes nothing under any rule.
     """
@@ -50,6 +50,9 @@ def product_layer(
     sources = [_source(graph, facts, v, owner, producer) for v in operands]
     kinds = [source.kind if source is not None else "" for source in sources]
     softmax = [kind == "softmax" for kind in kinds]
+    for source in sources:
+        if source is not None and source.kind == "softmax":
+            source.details = dataclasses.replace(source.details, weighs=True)
     unit = [
         _is_unit(facts, v) or (s is not None and _shares(facts, s))
         for v, s in zip(operands, sources, strict=True)
@@ -89,12 +92,32 @@ def _fixed(
     """A denominator, or a statistic of the other factor that no region could be closed around."""
     if equation.primitive is lax.div_p:
         return False, True
-    first, second = (made[v] == STATISTIC for v in equation.inputs[:2])
-    if first == second:
-        return False, False
-    statistic, value = equation.inputs[:2] if first else equation.inputs[1::-1]
-    of_it = roots(graph, facts, producer, statistic) <= roots(graph, facts, producer, value)
-    return first and of_it, second and of_it
+    a, b = equation.inputs[:2]
+    inverse = [_is_inverse(graph, facts, producer, v) for v in (a, b)]
+    if inverse[0] != inverse[1]:
+        return inverse[0], inverse[1]
+    of_a, of_b = (roots(graph, facts, producer, v) for v in (a, b))
+    first = made[a] == STATISTIC and of_a <= of_b
+    second = made[b] == STATISTIC and of_b <= of_a
+    if first and second:  # the one that is computed from less
+        first, second = of_a < of_b, of_b < of_a
+    return first, second
+
+
+def _is_inverse(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -> bool:
+    """Whether a factor is a denominator, written as ``1 / b``."""
+    while (index := producer.get(value)) is not None:
+        equation = graph.equations[index]
+        moving = [v for v in dict.fromkeys(equation.inputs) if facts.tracked[v]]
+        if equation.primitive is lax.div_p and moving == [equation.inputs[1]]:
+            return True
+        if equation.primitive is lax.integer_pow_p:
+            return equation.params["y"] < 0
+        moves = equation.primitive in CAST | SCALE or is_routing(equation.primitive)
+        if len(moving) != 1 or not moves:
+            return False
+        (value,) = moving
+    return False
 
 
 def _source(

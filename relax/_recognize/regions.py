@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ def primitives(graph: Graph, body: Sequence[int]) -> set[Any]:
 
 
 def roots(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -> set[int]:
-    """The values that one is computed from by what a region may hold."""
+    """The values that one is computed from by what a region may hold, and by products."""
     found: set[int] = set()
     seen = {value}
     waiting = [value]
@@ -124,7 +125,7 @@ def roots(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -
         value = waiting.pop()
         index = producer.get(value)
         equation = None if index is None else graph.equations[index]
-        if equation is None or not (equation.primitive in _ALLOWED or is_own_square(equation)):
+        if equation is None or not _is_transparent(facts, equation):
             found.add(value)
             continue
         for operand in equation.inputs:
@@ -132,3 +133,21 @@ def roots(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -
                 seen.add(operand)
                 waiting.append(operand)
     return found
+
+
+def _is_transparent(facts: Facts, equation: Equation) -> bool:
+    multiplies = equation.primitive is DOT and all(facts.tracked[v] for v in equation.inputs)
+    return equation.primitive in _ALLOWED or multiplies
+
+
+def extent(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) -> int:
+    """How many elements a value has before it is repeated along axes."""
+    size = math.prod(graph.shape(value))
+    while (index := producer.get(value)) is not None:
+        equation = graph.equations[index]
+        moving = [v for v in dict.fromkeys(equation.inputs) if facts.tracked[v]]
+        if len(moving) != 1 or equation.primitive not in RESHAPING | ELEMENTWISE:
+            break
+        (value,) = moving
+        size = min(size, math.prod(graph.shape(value)))
+    return size

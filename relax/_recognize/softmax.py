@@ -8,7 +8,7 @@ other rule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jax import lax
 
@@ -19,14 +19,19 @@ from relax._recognize.regions import Regions, primitives
 
 _EXP = frozenset({lax.exp_p, lax.exp2_p})
 _SUMS = frozenset({lax.reduce_sum_p})
-_NORMALIZES = frozenset({lax.div_p, lax.log_p, lax.integer_pow_p, lax.pow_p})
 _AFTER = ELEMENTWISE | RESHAPING
 _FARTHEST = 24  # equations between a sum and the end of its softmax
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxDetails:
-    """What the rules need to know of a softmax: nothing but that it is one."""
+    """What the rules need to know of a softmax.
+
+    Attributes:
+      weighs: it is a factor of a product, as the weights of an attention are.
+    """
+
+    weighs: bool = False
 
 
 def find_softmax(
@@ -72,7 +77,7 @@ def _sums_exp(regions: Regions, index: int) -> bool:
         if before is None or before in regions.claimed:
             return False
         equation = graph.equations[before]
-        if equation.primitive in _EXP:
+        if _exponentials(regions, [before]):
             return True
         moving = regions.tracked_inputs(before)
         if len(moving) != 1 or equation.primitive not in _AFTER:
@@ -95,7 +100,7 @@ def _smallest(regions: Regions, index: int) -> tuple[int, list[int], int] | None
         if found is None or index not in found[1]:
             continue
         body = regions.closed(found[1], equation.outputs[0])
-        if body is None or not primitives(regions.graph, body) & _NORMALIZES:
+        if body is None or not _is_whole(regions, body, equation.outputs[0]):
             continue
         if best is not None and not set(best[1]) <= set(body):
             continue
@@ -105,6 +110,46 @@ def _smallest(regions: Regions, index: int) -> tuple[int, list[int], int] | None
     return None if best is None else _extended(regions, *best)
 
 
+def _exponentials(regions: Regions, body: Sequence[int]) -> list[int]:
+    """Those equations that are ``exp(z)``, ``2 ** z`` or any other power of a constant."""
+    tracked = regions.facts.tracked
+    found = []
+    for index in body:
+        equation = regions.graph.equations[index]
+        power = equation.primitive is lax.pow_p and not tracked[equation.inputs[0]]
+        if equation.primitive in _EXP or (power and tracked[equation.inputs[1]]):
+            found.append(index)
+    return found
+
+
+def _is_whole(regions: Regions, body: Sequence[int], end: int) -> bool:
+    """Whether a region normalizes its exponentials, and multiplies by nothing but their sum."""
+    graph = regions.graph
+    normalizes = False
+    for index in body:
+        moving = regions.tracked_inputs(index)
+        if graph.equations[index].primitive in (lax.mul_p, lax.div_p) and len(moving) == 2:
+            if not any(_is_sum(regions, v, body) for v in moving):
+                return False
+            normalizes = True
+    if lax.log_p in primitives(graph, body):
+        return True
+    (first, *_) = _exponentials(regions, body)
+    return normalizes and graph.shape(end) == graph.shape(graph.equations[first].outputs[0])
+
+
+def _is_sum(regions: Regions, value: int, body: Sequence[int]) -> bool:
+    """Whether a value of a region is a sum, up to what is done to it elementwise."""
+    while (index := regions.producer.get(value)) is not None and index in body:
+        if regions.graph.equations[index].primitive in _SUMS:
+            return True
+        moving = regions.tracked_inputs(index)
+        if len(moving) != 1:
+            return False
+        (value,) = moving
+    return False
+
+
 def _down_to_exp(regions: Regions, end: int) -> tuple[int, list[int]] | None:
     """The region behind an equation, down to the exponential."""
     found = regions.behind(end)
@@ -112,7 +157,7 @@ def _down_to_exp(regions: Regions, end: int) -> tuple[int, list[int]] | None:
     while found is not None:
         root, more = found
         body.update(more)
-        if primitives(regions.graph, more) & _EXP:
+        if _exponentials(regions, more):
             return root, sorted(body)
         if not regions.is_inner(root):
             return None

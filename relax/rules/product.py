@@ -97,6 +97,9 @@ class SignalTakeAll(ProductRule):
     def shares(self, layer: Any) -> tuple[float, float]:
         for sign in self.gates:
             first, second = getattr(layer.details, sign)
+            if sign == "unit":  # what attention weights multiply is their signal, also in [0, 1]
+                weights = layer.details.softmax
+                first, second = first and not weights[1], second and not weights[0]
             if first != second:
                 return (0.0, 1.0) if first else (1.0, 0.0)
         return 0.5, 0.5
