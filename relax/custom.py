@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -41,10 +42,13 @@ class custom_relprop:
     under one rule. Outside of `lrp` the function is what it was, derivative included.
 
     Args:
-      fun: a function of arrays or pytrees of arrays, by position.
+      fun: a function of arrays or pytrees of arrays, by position. What is traced around it, such as
+        the parameters of a jitted model, must be an argument: neither ``fun`` nor its rule may
+        close over it. Residuals are arrays, too.
 
     Raises:
-      ArgumentError: when it is called before `defrelprop`, or its rule returns what does not fit.
+      ArgumentError: when it is called before `defrelprop`, closes over a traced value, or has a
+        rule that returns what does not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, relax
@@ -101,7 +105,17 @@ class custom_relprop:
             return outputs
 
         def flat_fwd(*flat: Any) -> tuple[list[Any], Any]:
-            value, residuals = fwd(*jax.tree.unflatten(tree, flat))
+            pair = fwd(*jax.tree.unflatten(tree, flat))
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ArgumentError(
+                    f"The forward rule of `{name}` must return a pair (value, residuals)."
+                )
+            value, residuals = pair
+            if jax.tree.structure(value) != trees["out"]:
+                raise ArgumentError(
+                    f"The forward rule of `{name}` returned a value of structure "
+                    f"{jax.tree.structure(value)}; the function returns {trees['out']}."
+                )
             return jax.tree.leaves(value), residuals
 
         def flat_bwd(residuals: Any, relevances: list[Any]) -> list[Any]:
@@ -115,10 +129,11 @@ class custom_relprop:
             for argument, part in zip(args, given, strict=True):
                 own = jax.tree.leaves(argument)
                 parts = [None] * len(own) if part is None else jax.tree.leaves(part)
-                if len(parts) != len(own):
+                expected, got = jax.tree.structure(argument), jax.tree.structure(part)
+                if part is not None and expected != got:
                     raise ArgumentError(
-                        f"The rule of `{name}` returned {len(parts)} arrays for an argument of "
-                        f"{len(own)}."
+                        f"The rule of `{name}` returned relevance of structure {got} for an "
+                        f"argument of structure {expected}."
                     )
                 flat += [
                     jnp.zeros(jnp.shape(x), float) if p is None else p
@@ -126,6 +141,12 @@ class custom_relprop:
                 ]
             return flat
 
+        closed = jax.make_jaxpr(flat_fun)(*leaves)
+        if any(isinstance(const, Tracer) for const in closed.consts):
+            raise ArgumentError(
+                f"`{name}` closes over a value that is traced around it, such as a parameter of a "
+                "jitted model.\n  Make it an argument of the function, and of its rule."
+            )
         rule = Relprop(flat_fun, flat_fwd, flat_bwd, self.coefficients, name)
         outputs = custom_relprop_p.bind(*map(jnp.asarray, leaves), rule=rule)
         return jax.tree.unflatten(trees["out"], outputs)

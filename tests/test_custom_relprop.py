@@ -212,6 +212,35 @@ def test_errors_of_a_rule():
         relax.lrp(bare)(jnp.ones(2))
 
 
+def test_errors_of_what_does_not_fit():
+    """Structures, pairs, and values of an outer trace: each is named."""
+
+    @relax.custom_relprop
+    def product(d):
+        return d["a"] * d["b"]
+
+    d = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    product.defrelprop(lambda d: (product(d), None), lambda _, r: ({"a": r, "c": r},))
+    with pytest.raises(relax.ArgumentError, match="structure"):
+        relax.lrp(product)(d)
+    product.defrelprop(lambda d: product(d), lambda _, r: (d,))
+    with pytest.raises(relax.ArgumentError, match="pair"):
+        relax.lrp(product)(d)
+    product.defrelprop(lambda d: ((product(d), 0), None), lambda _, r: (d,))
+    with pytest.raises(relax.ArgumentError, match="returns"):
+        relax.lrp(product)(d)
+
+    def closing(p, x):
+        scaled = relax.custom_relprop(lambda x: x * p)
+        scaled.defrelprop(lambda x: (x * p, None), lambda _, r: (r,))
+        return scaled(x)
+
+    with pytest.raises(relax.ArgumentError, match="closes over"):
+        jax.jit(closing)(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(relax.ArgumentError, match="closes over"):
+        relax.lrp(closing)(jnp.ones(2), jnp.ones(2))
+
+
 def test_selectors_find_it(scaled, rng):
     a = rng.normal(size=(3, 4))
     assert [row.kind for row in relax.layers(lambda a: scaled({"x": a}, a))(a)] == ["custom"]
