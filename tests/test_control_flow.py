@@ -225,7 +225,11 @@ def test_relevance_is_that_of_the_program_without_it(name):
         close(got, expected)
 
 
-@pytest.mark.parametrize("name", COMPARED)
+FAST = ("two carries", "over layers", "cond", "checkpoint in scan")
+FIRST = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in COMPARED]
+
+
+@pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("rule", ["Gamma", pytest.param("Flat", marks=pytest.mark.slow)])
 def test_derivatives_and_vmap(name, rule):
     """Gradients of the relevance in parameters, input and hyper-parameters; samples by vmap."""

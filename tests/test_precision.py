@@ -107,7 +107,7 @@ def programs(network, name):
 
 
 @half
-@pytest.mark.parametrize("network", [mlp, conv_net])
+@pytest.mark.parametrize("network", [mlp, pytest.param(conv_net, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", COMPOSITES | SINGLE)
 def test_half_precision(name, network, dtype):
     """In half types relevance is finite and as close to float32 as single roundings allow."""
@@ -227,6 +227,7 @@ def test_zeros(name):
     check_zeros(jax.jit(jax.grad(fixed, argnums=(0, 1), has_aux=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in ZERO_RULES if "=0)" not in name and jax.tree.leaves(ZERO_RULES[name])]
 )

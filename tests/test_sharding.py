@@ -59,7 +59,11 @@ def test_constraints_on_automatic_axes(name, params, x):
     close(got, relax.lrp(network, RULES[name], target=1)(params, x))
 
 
-@pytest.mark.parametrize("name", RULES)
+FAST = ("Epsilon", "Flat", "sums")  # compiling for four devices takes its time
+FIRST = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in RULES]
+
+
+@pytest.mark.parametrize("name", FIRST)
 def test_explicit_axes_and_shard_map(name, params, x):
     """With sharding in the types, and mapped by hand over the devices."""
     explain = relax.lrp(network, RULES[name], target=1)
@@ -71,7 +75,8 @@ def test_explicit_axes_and_shard_map(name, params, x):
         close(got, expected)
         specs = {"in_specs": (P(), P("data")), "out_specs": P("data")}
         close(jax.jit(jax.shard_map(explain, **specs))(params, sharded), expected)
-        close(jax.shard_map(explain, **specs)(params, sharded), expected)
+        if name == "Flat":  # and without jit, where every operation is sent to the devices
+            close(jax.shard_map(explain, **specs)(params, sharded), expected)
 
 
 def test_latent_relevance_keeps_its_sharding(params, x):

@@ -135,6 +135,7 @@ def test_plain_and_jit(name):
     close(plain(name), result)
 
 
+@pytest.mark.slow
 @table
 def test_vmap_over_samples(name):
     """Samples one by one under vmap or all at once: the same."""
