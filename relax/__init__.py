@@ -3,8 +3,10 @@
 jax.jit(relax.lrp(model.apply, rules))(params, x)
 """
 
-from relax import composites, rules, select
-from relax._assign import Composite
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from relax import rules
 from relax._errors import (
     ArgumentError,
     HyperparameterError,
@@ -15,11 +17,25 @@ from relax._errors import (
     UnmatchedSelectorError,
     UnsupportedOperationError,
 )
-from relax.custom import custom_relprop
-from relax.plan import Plan, layers
 from relax.transform import lrp, value_and_lrp, vrp
 
+if TYPE_CHECKING:
+    from relax import composites, select
+    from relax._assign import Composite
+    from relax.custom import custom_relprop
+    from relax.plan import Plan, layers
+
 __version__ = "0.1.0"
+
+# Imported on first use, with the engine, so that `import relax` stays light.
+_LAZY = {
+    "Composite": "relax._assign",
+    "Plan": "relax.plan",
+    "composites": "",
+    "custom_relprop": "relax.custom",
+    "layers": "relax.plan",
+    "select": "",
+}
 
 __all__ = [
     "ArgumentError",
@@ -42,3 +58,20 @@ __all__ = [
     "value_and_lrp",
     "vrp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'relax' has no attribute {name!r}")
+    home = _LAZY[name]
+    value = (
+        getattr(importlib.import_module(home), name)
+        if home
+        else importlib.import_module(f"relax.{name}")
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

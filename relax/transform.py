@@ -10,7 +10,6 @@ import jax
 
 from relax import _target
 from relax._errors import ArgumentError
-from relax._program import Program
 from relax.rules import Epsilon
 
 
@@ -134,6 +133,8 @@ def vrp(
       [5. 3.] [2. 3.]
     """
     argnums = tuple(range(len(primals)))
+    from relax._program import Program  # on first use: see relax/__init__.py
+
     program = Program(fun, rules, argnums, None, has_aux, primals, {}, in_relevance=True)
     value, aux, pull_back = program.run(exact_value=True)
 
@@ -160,6 +161,8 @@ def _explain(
     kwargs: dict[str, Any],
     exact_value: bool,
 ) -> tuple[Any, Any, Any]:
+    from relax._program import Program  # on first use: see relax/__init__.py
+
     program = Program(
         fun, rules, argnums, at, has_aux, args, kwargs, _target.gives_relevance(target)
     )
