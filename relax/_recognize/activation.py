@@ -21,7 +21,8 @@ import numpy as np
 from relax._graph import Equation, Graph, Layer, boundary, replay
 from relax._jaxpr import evaluation
 from relax._primitives import CAST, ELEMENTWISE, PIECEWISE_LINEAR, SCALE, SHIFT
-from relax._recognize.facts import Facts, Interval, propagate_interval
+from relax._recognize.facts import Facts
+from relax._recognize.intervals import Interval, propagate_interval
 
 _SAMPLES = (1e-30, 1e-3, 0.7, 1.0, 5.9, 6.5, 255.0, 1e4, 1e30)
 
