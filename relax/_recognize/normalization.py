@@ -48,11 +48,12 @@ def find_statistics(graph: Graph, facts: Facts, plain: Collection[int]) -> list[
             continue
         for value in equation.outputs:
             if facts.tracked[value] and value not in plain:
-                made[value] = _made(facts, equation, inputs, made)
+                made[value] = _made(facts, equation, inputs)
     return made
 
 
-def _made(facts: Facts, equation: Equation, inputs: Sequence[int], made: Sequence[int]) -> int:
+def _made(facts: Facts, equation: Equation, inputs: Sequence[int]) -> int:
+    """How a result is made, from how its operands that carry relevance are."""
     if equation.primitive in REDUCTIONS or is_own_square(equation):
         return max(REDUCED, *inputs)
     if is_core(equation.primitive) or PLAIN in inputs:

@@ -7,7 +7,7 @@ softmax, the activated one of two, or a statistic. What a gate takes is for the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jax import lax
 
@@ -67,7 +67,7 @@ def product_layer(
     return Layer("product", name, (index,), inputs, others, equation.outputs, details)
 
 
-def _pair(flags) -> tuple[bool, bool]:
+def _pair(flags: Iterable[bool]) -> tuple[bool, bool]:
     first, second = flags
     return bool(first), bool(second)
 

@@ -113,6 +113,7 @@ class Regions:
 
 
 def primitives(graph: Graph, body: Sequence[int]) -> set[Any]:
+    """The primitives that stand in a region."""
     return {graph.equations[index].primitive for index in body}
 
 
