@@ -116,7 +116,29 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
             _apply(selector, rule, strict, layers, chosen)
     result = [rule or _default(layer) for rule, layer in zip(chosen, layers, strict=True)]
     _warn_without_relu(result, layers)
+    _warn_of_parts(result, layers)
     return result
+
+
+def _warn_of_parts(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
+    """Exponentials of a softmax in pieces: passed unchanged, their relevance may explode."""
+    for rule, layer in zip(rules, layers, strict=True):
+        if not (layer.kind == "activation" and layer.details.part_of_softmax):
+            continue
+        if isinstance(rule, Pass):
+            warnings.warn(
+                message(
+                    "The sum of exponentials with their maximum subtracted looks like a part of a "
+                    "softmax, but no whole softmax was found around it, so relevance passes the "
+                    "exponential as it passes an activation",
+                    where=layer.where,
+                    path=layer.label,
+                    remedy="Write it with jax.nn.softmax, or give the function that contains all "
+                    "of it a rule with relax.custom_relprop.",
+                ),
+                RelaxWarning,
+                stacklevel=6,
+            )
 
 
 def _warn_without_relu(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:

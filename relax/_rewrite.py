@@ -96,6 +96,8 @@ class Rewritten:
         given = self.currencies.given.get(last, "coefficient")
         if type(rule) is Winner:
             return True
+        if layer.kind == "softmax" and not layer.details.is_plain:
+            return False
         if type(rule) is Linear or (type(rule) is Jacobian and layer.kind == "softmax"):
             return given == "coefficient"
         if type(rule) is Epsilon and layer.kind in ("dense", "conv"):

@@ -18,9 +18,11 @@ from relax._axes import along_weight
 from relax._graph import Graph, Layer, computing, replay
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
+from relax._recognize.softmax import LOGADDEXP
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
 from relax.rules.normalization import NormalizationMap
 from relax.rules.product import ProductMap
+from relax.rules.softmax import SoftmaxMap
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -128,6 +130,32 @@ def _normalization(e: Evaluated) -> NormalizationMap:
         output=y,
         batch_axes=tuple(range(y.ndim - 1)),
     )
+
+
+def _softmax(e: Evaluated) -> SoftmaxMap:
+    d, (end,) = e.layer.details, e.layer.outputs
+    if d.of_two:
+        function = LOGADDEXP[e.layer.name]
+
+        def of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            none = jnp.maximum(*_both(inputs)) == -jnp.inf  # then the derivative is NaN in JAX
+            a, b = (jnp.where(none, 0, x) for x in _both(inputs))
+            return (jnp.where(none, -jnp.inf, function(a, b)),)
+
+        return SoftmaxMap(of_two, e.inputs)
+    if not d.normalizer:
+        return SoftmaxMap(e.forward, e.inputs)
+    env = e.environment(e.inputs)
+
+    def total(exponentials: Any) -> Any:
+        return replay(e.graph, d.normalizer, {**env, end: exponentials}, (d.total,))[0]
+
+    return SoftmaxMap(e.forward, e.inputs, total, e.outputs[0])
+
+
+def _both(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """The operands; one alone stands for both."""
+    return inputs[0], inputs[-1]
 
 
 def _affine(e: Evaluated) -> AffineMap:
@@ -276,4 +304,5 @@ _VIEWS: dict[str, Callable[[Evaluated], Any]] = {
     "activation": _elementwise,
     "normalization": _normalization,
     "product": _product,
+    "softmax": _softmax,
 }

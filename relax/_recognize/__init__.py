@@ -29,7 +29,7 @@ from relax._recognize.normalization import (
     find_normalizations,
     find_statistics,
 )
-from relax._recognize.product import ProductDetails, product_layer
+from relax._recognize.product import ProductDetails, Sources, product_layer
 from relax._recognize.softmax import find_softmax
 from relax.custom import custom_relprop_p
 
@@ -68,13 +68,17 @@ def find_layers(graph: Graph, facts: Facts) -> list[Layer]:
     consumers = graph.consumers()
     claimed: set[int] = set()
     layers = _find_embeddings(graph, facts, consumers, claimed)
-    softmax = find_softmax(graph, facts, consumers, claimed)
+    softmax, incomplete = find_softmax(graph, facts, consumers, claimed)
     layers += softmax
     made = find_statistics(graph, facts, {v for layer in softmax for v in layer.outputs})
     layers += find_normalizations(graph, facts, consumers, claimed, made)
     layers += find_affine(graph, facts, consumers, claimed)
     layers += _find_pools(graph, facts, consumers, claimed)
-    layers += find_activations(graph, facts, consumers, claimed)
+    activations = find_activations(graph, facts, consumers, claimed)
+    for layer in activations:
+        if not set(incomplete).isdisjoint(layer.equations):
+            layer.details = dataclasses.replace(layer.details, part_of_softmax=True)
+    layers += activations
     layers += find_scale_shift(graph, facts, consumers, claimed)
     layers += _find_single(graph, facts, claimed, layers, made)
     layers.sort(key=lambda layer: layer.equations[-1])
@@ -150,8 +154,7 @@ def _find_single(
 ) -> list[Layer]:
     """What is left: one equation each. Moves of data are no layers."""
     layers: list[Layer] = []
-    owner = {index: layer for layer in known for index in layer.owned}
-    producer = graph.producers()
+    come_from = Sources(graph, facts, known)
     for index, equation in enumerate(graph.equations):
         outputs = tuple(v for v in equation.outputs if facts.tracked[v])
         if index in claimed or not outputs or equation.control is not None:
@@ -162,7 +165,7 @@ def _find_single(
         inputs, operands = boundary(graph, (index,), facts.tracked)
         name = _jaxpr.short_name(equation.primitive)
         if kind == "product":
-            layers.append(product_layer(graph, facts, index, name, owner, producer, made))
+            layers.append(product_layer(index, name, come_from, made))
             continue
         details = None
         if kind == "custom":

@@ -36,6 +36,8 @@ class ActivationDetails:
       dead_below: ``phi(x) = 0`` for all ``x <= 0``.
       is_relu: it is ``max(x, 0)``, however written.
       slope, curvature: ``phi'(0)`` and ``phi''(0)``; None if they depend on an argument.
+      part_of_softmax: an exponential with its maximum subtracted that is summed, but no softmax
+        could be made of it.
     """
 
     passes_zero: bool
@@ -43,6 +45,7 @@ class ActivationDetails:
     is_relu: bool
     slope: float | None
     curvature: float | None
+    part_of_softmax: bool = False
 
 
 class _Dominators:

@@ -19,7 +19,14 @@ from relax._graph import Equation, Graph, Layer, boundary, computing
 from relax._primitives import CAST, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
-from relax._recognize.regions import REDUCTIONS, Regions, extent, is_own_square, primitives
+from relax._recognize.regions import (
+    REDUCTIONS,
+    Regions,
+    extent,
+    is_own_square,
+    is_sum,
+    primitives,
+)
 
 PLAIN, REDUCED, STATISTIC = 1, 2, 3  # how a value was made; 0: it does not depend on the input
 _LINEAR = CAST | RESHAPING | SHIFT | {lax.neg_p, p.add_jaxvals_p}
@@ -54,7 +61,8 @@ def find_statistics(graph: Graph, facts: Facts, plain: Collection[int]) -> list[
 
 def _made(facts: Facts, equation: Equation, inputs: Sequence[int]) -> int:
     """How a result is made, from how its operands that carry relevance are."""
-    if equation.primitive in REDUCTIONS or is_own_square(equation):
+    reduces = equation.primitive in REDUCTIONS or is_own_square(equation)
+    if reduces or is_sum(facts, equation):
         return max(REDUCED, *inputs)
     if is_core(equation.primitive) or PLAIN in inputs:
         return PLAIN

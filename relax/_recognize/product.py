@@ -35,24 +35,75 @@ class ProductDetails:
     fixed: tuple[bool, bool]
 
 
-def product_layer(
-    graph: Graph,
-    facts: Facts,
-    index: int,
-    name: str,
-    owner: Mapping[int, Layer],
-    producer: Mapping[int, int],
-    made: Sequence[int],
-) -> Layer:
+class Sources:
+    """Where values come from: which layer made them, seen through moves, scales and choices."""
+
+    def __init__(self, graph: Graph, facts: Facts, layers: Sequence[Layer]):
+        self.graph, self.facts = graph, facts
+        self.producer = graph.producers()
+        self.owner = {index: layer for layer in layers for index in layer.owned}
+        self.totals = {
+            layer.details.total: layer
+            for layer in layers
+            if layer.kind == "softmax" and layer.details.normalizer
+        }
+
+    def of(self, value: int) -> Layer | None:
+        """The layer that made a value, casts and constant scales left out.
+
+        A softmax that is normalized once more, as a router's weights are, is still one.
+        """
+        while (index := self.producer.get(value)) is not None:
+            equation, layer = self.graph.equations[index], self.owner.get(index)
+            moving = [v for v in dict.fromkeys(equation.inputs) if self.facts.tracked[v]]
+            if layer is not None and layer.kind == "normalization":
+                before = self.of(layer.inputs[0])
+                return before if before is not None and before.kind == "softmax" else layer
+            if layer is not None and layer.kind in ("softmax", "activation", "dense", "conv"):
+                return layer
+            if len(moving) == 2 and equation.primitive in (lax.mul_p, lax.div_p):
+                return self._normalized(equation)
+            plain = equation.primitive in CAST | SCALE | WINNER or is_routing(equation.primitive)
+            if not plain or len(moving) != 1:
+                return layer
+            value = moving[0]
+        return None
+
+    def _normalized(self, equation: Equation) -> Layer | None:
+        """The softmax that a product or quotient completes: exponentials by their sum."""
+        a, b = equation.inputs
+        for value, other in ((a, b), (b, a)):
+            layer = self.summed(other)
+            if layer is not None and self.of(value) is layer:
+                return layer
+        return None
+
+    def summed(self, value: int) -> Layer | None:
+        """The exponentials of which a value is the sum, or one over it."""
+        while self.totals and value not in self.totals:
+            index = self.producer.get(value)
+            equation = None if index is None else self.graph.equations[index]
+            if equation is None:
+                return None
+            inverts = equation.primitive in (lax.div_p, lax.integer_pow_p)
+            if not (inverts or is_routing(equation.primitive)):
+                return None
+            value = equation.inputs[1] if equation.primitive is lax.div_p else equation.inputs[0]
+        return self.totals.get(value)
+
+
+def product_layer(index: int, name: str, come_from: Sources, made: Sequence[int]) -> Layer:
     """The layer of one product or quotient."""
+    graph, facts = come_from.graph, come_from.facts
     equation = graph.equations[index]
     operands = equation.inputs[:2]
-    sources = [_source(graph, facts, v, owner, producer) for v in operands]
+    sources = [come_from.of(v) for v in operands]
     kinds = [source.kind if source is not None else "" for source in sources]
     softmax = [kind == "softmax" for kind in kinds]
-    for source in sources:
-        if source is not None and source.kind == "softmax":
-            source.details = dataclasses.replace(source.details, weighs=True)
+    for source, other in zip(sources, reversed(operands), strict=True):
+        if source is None or source.kind != "softmax" or come_from.summed(other) is source:
+            continue
+        source.details = dataclasses.replace(source.details, weighs=True)
     unit = [
         _is_unit(facts, v) or (s is not None and _shares(facts, s))
         for v, s in zip(operands, sources, strict=True)
@@ -61,7 +112,7 @@ def product_layer(
         unit=_pair(u and not s for u, s in zip(unit, softmax, strict=True)),
         softmax=_pair(softmax),
         activation=_pair(kind == "activation" for kind in kinds),
-        fixed=_fixed(graph, facts, equation, made, producer),
+        fixed=_fixed(graph, facts, equation, made, come_from.producer),
     )
     inputs, others = boundary(graph, (index,), facts.tracked)
     return Layer("product", name, (index,), inputs, others, equation.outputs, details)
@@ -118,30 +169,3 @@ def _is_inverse(graph: Graph, facts: Facts, producer: Mapping[int, int], value: 
             return False
         (value,) = moving
     return False
-
-
-def _source(
-    graph: Graph,
-    facts: Facts,
-    value: int,
-    owner: Mapping[int, Layer],
-    producer: Mapping[int, int],
-) -> Layer | None:
-    """The layer that made a value, seen through moves, casts, constant scales and choices.
-
-    A softmax that is normalized once more, as a router's weights are, is still one.
-    """
-    while (index := producer.get(value)) is not None:
-        equation = graph.equations[index]
-        layer = owner.get(index)
-        moving = [v for v in dict.fromkeys(equation.inputs) if facts.tracked[v]]
-        transparent = equation.primitive in CAST | SCALE | WINNER or is_routing(equation.primitive)
-        if layer is not None and layer.kind == "normalization":
-            before = _source(graph, facts, layer.inputs[0], owner, producer)
-            return before if before is not None and before.kind == "softmax" else layer
-        if layer is not None and layer.kind in ("softmax", "activation", "dense", "conv"):
-            return layer
-        if not transparent or len(moving) != 1:
-            return layer
-        value = moving[0]
-    return None

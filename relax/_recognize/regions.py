@@ -22,10 +22,13 @@ REDUCTIONS = frozenset(
         lax.reduce_window_max_p,
     }
 )
+# By segments: what a graph network normalizes over, the nodes that share an index.
+SEGMENTS = frozenset({lax.gather_p, lax.scatter_add_p, lax.scatter_max_p, lax.scatter_min_p})
 _ALLOWED = (
     ELEMENTWISE
     | RESHAPING
     | REDUCTIONS
+    | SEGMENTS
     | {lax.concatenate_p, lax.slice_p, lax.pad_p, lax.split_p, lax.rev_p, lax.stop_gradient_p}
 )
 
@@ -33,6 +36,21 @@ _ALLOWED = (
 def is_own_square(equation: Equation) -> bool:
     """A sum of squares written as the product of a value with itself."""
     return equation.primitive is DOT and equation.inputs[0] == equation.inputs[1]
+
+
+def is_sum(facts: Facts, equation: Equation) -> bool:
+    """A sum over axes, by segments, or written as the product with ones."""
+    if equation.primitive is DOT:
+        moving = [facts.tracked[v] for v in equation.inputs]
+        others = [v for v, moves in zip(equation.inputs, moving, strict=True) if not moves]
+        ones = [facts.constant[v] and facts.number(v) == 1 for v in others]
+        return len(others) == 1 and all(ones)
+    if equation.primitive is lax.scatter_add_p:  # onto nothing
+        return not facts.tracked[equation.inputs[0]] and facts.interval[equation.inputs[0]] == (
+            0,
+            0,
+        )
+    return equation.primitive is lax.reduce_sum_p
 
 
 class Regions:
@@ -53,7 +71,8 @@ class Regions:
         if index is None or index in self.claimed:
             return False
         equation = self.graph.equations[index]
-        return equation.primitive in _ALLOWED or is_own_square(equation)
+        stays = equation.primitive in _ALLOWED or is_own_square(equation)
+        return stays or is_sum(self.facts, equation)
 
     def behind(self, end: int) -> tuple[int, list[int]] | None:
         """The one value an equation is computed from, and all equations in between.

@@ -8,18 +8,20 @@ other rule.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
+import jax.numpy as jnp
 from jax import lax
 
-from relax._graph import Graph, Layer, boundary
+from relax._graph import Graph, Layer, boundary, computing
 from relax._primitives import CAST, DOT, ELEMENTWISE, RESHAPING, SCALE, SHIFT
 from relax._recognize.facts import Facts
-from relax._recognize.regions import Regions, primitives
+from relax._recognize.regions import SEGMENTS, Regions, is_sum, primitives
 
 _EXP = frozenset({lax.exp_p, lax.exp2_p})
-_SUMS = frozenset({lax.reduce_sum_p})
-_AFTER = ELEMENTWISE | RESHAPING
+_AFTER = ELEMENTWISE | RESHAPING | SEGMENTS
+LOGADDEXP = {"logaddexp": jnp.logaddexp, "logaddexp2": jnp.logaddexp2}
 _FARTHEST = 24  # equations between a sum and the end of its softmax
 
 
@@ -29,31 +31,58 @@ class SoftmaxDetails:
 
     Attributes:
       weighs: it is a factor of a product, as the weights of an attention are.
+      normalizer: of exponentials that are divided by their sum further on: the equations that make
+        the sum, which are not part of the layer; ``total`` is the value they end in.
+      of_two: a ``logaddexp`` of two values.
     """
 
     weighs: bool = False
+    normalizer: tuple[int, ...] = ()
+    total: int = -1
+    of_two: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Its Jacobian is the derivative of its equations."""
+        return not (self.normalizer or self.of_two)
 
 
 def find_softmax(
     graph: Graph, facts: Facts, consumers: list[list[int]], claimed: set[int]
-) -> list[Layer]:
-    """Every softmax, log_softmax and logsumexp."""
+) -> tuple[list[Layer], list[int]]:
+    """Every softmax, log_softmax and logsumexp; and exponentials that belong to none, yet look so.
+
+    Those are summed, and what is subtracted from their logits depends on the input: a maximum.
+    """
     regions = Regions(graph, facts, consumers, claimed)
-    layers = []
+    layers, incomplete = _logaddexps(graph, facts, claimed), []
     for index, equation in enumerate(graph.equations):
-        if index in claimed or equation.primitive not in _SUMS:
+        if index in claimed or not is_sum(facts, equation):
             continue
-        if not facts.tracked[equation.outputs[0]] or not _sums_exp(regions, index):
+        summed = _summed(regions, index) if facts.tracked[equation.outputs[0]] else None
+        if summed is None:
             continue
+        details = SoftmaxDetails()
         found = _smallest(regions, index)
         if found is None:
-            continue
+            opened = _open(regions, summed)
+            if opened is None:
+                if _is_shifted(regions, summed[0]):
+                    incomplete.append(summed[0])
+                continue
+            found, details = opened
         root, body, end = found
         root, body = _with_masks(regions, root, body, end)
         inputs, operands = boundary(graph, body, facts.tracked)
         if inputs != (root,):
             continue
+        if details.normalizer:
+            more = boundary(graph, details.normalizer, facts.tracked)[1]
+            operands = tuple(dict.fromkeys((*operands, *more)))
         claimed.update(body)
+        claimed.update(
+            i for i in details.normalizer if facts.tracked[graph.equations[i].outputs[0]]
+        )
         layers.append(
             Layer(
                 "softmax",
@@ -62,28 +91,122 @@ def find_softmax(
                 inputs,
                 operands,
                 (end,),
-                SoftmaxDetails(),
+                details,
             )
         )
+        if layers[-1].name == "log_softmax":
+            layers += _exponentials_of(regions, end)
+    return layers, incomplete
+
+
+def _logaddexps(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
+    """Calls of ``jnp.logaddexp`` or ``logaddexp2`` on two values that both carry relevance.
+
+    The call is JAX's own, with its own derivative: the equations in it give NaN at minus infinity.
+    """
+    calls: dict[int, list[int]] = {}
+    for index, equation in enumerate(graph.equations):
+        if equation.calls and equation.calls[-1] in LOGADDEXP:
+            calls.setdefault(id(equation.sources[1]), []).append(index)
+    layers = []
+    for indices in calls.values():
+        inputs, operands = boundary(graph, indices, facts.tracked)
+        (end,) = graph.equations[indices[-1]].outputs
+        both = all(facts.tracked[v] for v in graph.equations[indices[0]].inputs)
+        if not (both and facts.tracked[end]):
+            continue
+        claimed.update(indices)
+        name = graph.equations[indices[0]].calls[-1]
+        details = SoftmaxDetails(of_two=True)
+        layers.append(Layer("softmax", name, tuple(indices), inputs, operands, (end,), details))
     return layers
 
 
-def _sums_exp(regions: Regions, index: int) -> bool:
-    """Whether an exponential reaches a sum through masks, casts and moves."""
-    graph = regions.graph
-    value = graph.equations[index].inputs[0]
+def _summed(regions: Regions, index: int) -> list[int] | None:
+    """The equations from an exponential to its sum: masks, casts and moves; None without one."""
+    found = [index]
     for _ in range(_FARTHEST):
-        before = regions.producer.get(value)
+        moving = regions.tracked_inputs(found[0])
+        before = regions.producer.get(moving[0]) if len(moving) == 1 else None
         if before is None or before in regions.claimed:
-            return False
-        equation = graph.equations[before]
+            return None
+        found.insert(0, before)
         if _exponentials(regions, [before]):
-            return True
-        moving = regions.tracked_inputs(before)
-        if len(moving) != 1 or equation.primitive not in _AFTER:
+            return found
+        if regions.graph.equations[before].primitive not in _AFTER:
+            return None
+    return None
+
+
+def _open(
+    regions: Regions, summed: Sequence[int]
+) -> tuple[tuple[int, list[int], int], SoftmaxDetails] | None:
+    """Exponentials that are divided by their sum further on, as in ``(exp(z) @ v) / sum``.
+
+    The layer ends in the exponentials. That all they make is divided by the sum is what the
+    Jacobian needs to know, see `relax._views`.
+    """
+    graph, consumers = regions.graph, regions.consumers
+    shared = [i for i in summed[:-1] if len(set(consumers[graph.equations[i].outputs[0]])) > 1]
+    if not shared:
+        return None
+    end = graph.equations[shared[-1]].outputs[0]
+    normalizer = list(summed[summed.index(shared[-1]) + 1 :])
+    total = graph.equations[normalizer[-1]].outputs[0]
+    while (reader := regions.sole_reader(total)) is not None:
+        equation = graph.equations[reader]
+        guards = equation.primitive in SHIFT | {lax.max_p} and equation.inputs.count(total) == 1
+        moves = equation.primitive in RESHAPING and len(equation.inputs) == 1
+        same = math.prod(graph.shape(total)) == math.prod(graph.shape(equation.outputs[0]))
+        if len(regions.tracked_inputs(reader)) != 1 or not (same and (guards or moves)):
+            break
+        normalizer.append(reader)
+        total = equation.outputs[0]
+    if -1 in consumers[end] or not _only_divides(regions, total):
+        return None
+    found = _down_to_exp(regions, shared[-1])
+    body = None if found is None else regions.closed(found[1], end)
+    if found is None or body is None:
+        return None
+    between = [i for i in range(body[-1] + 1, normalizer[-1]) if i not in normalizer]
+    operands = boundary(graph, normalizer, regions.facts.tracked)[1]
+    made = {i for v in operands for i in computing(graph, between, v)}  # such as segment numbers
+    if any(graph.depends[v] for i in made for v in graph.equations[i].outputs):
+        return None
+    whole = tuple(sorted({*made, *normalizer}))
+    return (found[0], body, end), SoftmaxDetails(normalizer=whole, total=total)
+
+
+def _only_divides(regions: Regions, value: int) -> bool:
+    """Whether a value is a denominator, and nothing else."""
+    readers = regions.consumers[value]
+    for reader in readers:
+        if reader < 0 or reader in regions.claimed:
             return False
-        value = moving[0]
-    return False
+        equation = regions.graph.equations[reader]
+        if equation.primitive is lax.div_p and value == equation.inputs[1] != equation.inputs[0]:
+            continue
+        if equation.primitive is lax.integer_pow_p and equation.params["y"] == -1:
+            continue
+        moves = equation.primitive in RESHAPING | {lax.gather_p}
+        if not (moves and _only_divides(regions, equation.outputs[0])):
+            return False
+    return bool(readers)
+
+
+def _exponentials_of(regions: Regions, value: int) -> list[Layer]:
+    """The probabilities, where those and their logarithms are both read, as by an entropy."""
+    layers = []
+    for reader in dict.fromkeys(regions.consumers[value]):
+        if reader < 0 or not _exponentials(regions, [reader]):
+            continue
+        regions.claimed.add(reader)
+        inputs, operands = boundary(regions.graph, (reader,), regions.facts.tracked)
+        outputs = regions.graph.equations[reader].outputs
+        layers.append(
+            Layer("softmax", "softmax", (reader,), inputs, operands, outputs, SoftmaxDetails())
+        )
+    return layers
 
 
 def _smallest(regions: Regions, index: int) -> tuple[int, list[int], int] | None:
@@ -141,7 +264,7 @@ def _is_whole(regions: Regions, body: Sequence[int], end: int) -> bool:
 def _is_sum(regions: Regions, value: int, body: Sequence[int]) -> bool:
     """Whether a value of a region is a sum, up to what is done to it elementwise."""
     while (index := regions.producer.get(value)) is not None and index in body:
-        if regions.graph.equations[index].primitive in _SUMS:
+        if is_sum(regions.facts, regions.graph.equations[index]):
             return True
         moving = regions.tracked_inputs(index)
         if len(moving) != 1:
@@ -209,6 +332,19 @@ def _with_masks(regions: Regions, root: int, body: list[int], end: int) -> tuple
             break
         root, body = start, whole
     return root, body
+
+
+def _is_shifted(regions: Regions, index: int) -> bool:
+    """Whether a maximum was subtracted from the logits of an exponential."""
+    for _ in range(_FARTHEST):
+        if _subtracts_maximum(regions, index):
+            return True
+        moving = regions.tracked_inputs(index)
+        before = regions.producer.get(moving[0]) if len(moving) == 1 else None
+        if before is None or regions.graph.equations[before].primitive not in _AFTER:
+            return False
+        index = before
+    return False
 
 
 def _subtracts_maximum(regions: Regions, index: int) -> bool:

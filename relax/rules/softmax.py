@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import jax
+
+from relax._numerics import divide
 from relax.rules._base import Currency, Outgoing, Rule
+from relax.rules._maps import GeneralMap
 
 
 class SoftmaxRule(Rule):
@@ -36,7 +41,7 @@ class Jacobian(SoftmaxRule):
         return "coefficient"
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        return layer.pull_back(out.coefficient)
+        return layer.transpose(out.coefficient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +71,32 @@ class Constant(SoftmaxRule):
         return tuple(None for _ in x)
 
 
-__all__ = ["Constant", "Jacobian", "SoftmaxRule"]
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class SoftmaxMap(GeneralMap):
+    """What rules see of a softmax.
+
+    Attributes:
+      total: of exponentials that are divided by their sum further on: that sum, from their
+        ``value``.
+    """
+
+    total: Callable[[Any], Any] | None = None
+    value: Any = None
+
+    def transpose(self, coefficients: tuple[jax.Array, ...]) -> Any:
+        r"""The transposed Jacobian, that of the division further on included.
+
+        The quotients do not change when all logits of one sum do. So the coefficient of the sum s
+        is what makes the coefficients of the logits add up to nothing,
+        $\sum e\,(c_e + c_s\,\partial s/\partial e) = 0$: that of the chain rule, in the share
+        that a product on the way has left of it.
+        """
+        if self.total is None:
+            return self.pull_back(coefficients)
+        (c,), total = coefficients, self.total
+        s, change = jax.jvp(total, (self.value,), (self.value * c,))
+        (shift,) = jax.vjp(total, self.value)[1](divide(-change, s))
+        return self.pull_back((c + shift,))
+
+
+__all__ = ["Constant", "Jacobian", "SoftmaxMap", "SoftmaxRule"]
