@@ -131,6 +131,35 @@ def trace(fun: Callable[..., Any], leaves: Sequence[Any]) -> core.ClosedJaxpr:
     return jax.make_jaxpr(lambda *args: fun(*args))(*leaves)
 
 
+def hoisted(
+    fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
+) -> tuple[Callable[..., list[Any]], list[Any]]:
+    """A function with the traced values that it closes over as further arguments; and those."""
+    function, closed_over, _ = hoisted_with_results(fun, arguments)
+    return function, closed_over
+
+
+def hoisted_with_results(
+    fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
+) -> tuple[Callable[..., list[Any]], list[Any], list[Any]]:
+    """As `hoisted`; also the shapes and dtypes of the results."""
+    closed = jax.make_jaxpr(lambda *args: fun(*args))(*arguments)
+    moving = [isinstance(const, jax.core.Tracer) for const in closed.consts]
+
+    def function(*flat: Any) -> list[Any]:
+        more = iter(flat[len(arguments) :])
+        consts = [
+            next(more) if moves else const
+            for const, moves in zip(closed.consts, moving, strict=True)
+        ]
+        whole = core.ClosedJaxpr(closed.jaxpr, consts)
+        return core.jaxpr_as_fun(whole)(*flat[: len(arguments)])
+
+    traced = [c for c, moves in zip(closed.consts, moving, strict=True) if moves]
+    results = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.out_avals]
+    return function, traced, results
+
+
 def call_body(equation: Any) -> tuple[core.ClosedJaxpr, str] | None:
     """The body and the name of a call that can be opened; None for any other equation."""
     parameter = _CALLS.get(equation.primitive)

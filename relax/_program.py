@@ -90,7 +90,8 @@ class Program:
         if integers:
             raise ArgumentError(
                 f"The explained argument `{integers[0]}` is an integer array, and no float value "
-                "is looked up with it: there is nothing that could carry its relevance.\n"
+                "is looked up with it as it is (ids that were sorted, added or counted are ids no "
+                "more): there is nothing that could carry its relevance.\n"
                 "  Explain a float argument (argnums), for example the embedded input."
             )
         why = (

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from relax._errors import ArgumentError
+from relax import _jaxpr
+from relax._errors import ArgumentError, RuleError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Relprop:
-    """A function with its rule, on flat lists of arrays.
+    """A function with its rule, on flat lists of arrays: arguments, then what it closes over.
 
     Attributes:
       fun: ``(*args) -> outputs``.
@@ -26,6 +29,7 @@ class Relprop:
       bwd: ``(residuals, relevances of the outputs) -> relevances of the arguments``.
       coefficients: whether ``bwd`` takes and returns coefficients c, with R = x c, instead.
       name: what the function is called.
+      closed_over: how many of the last arguments are what the function or its rule closes over.
     """
 
     fun: Callable[..., list[Any]]
@@ -33,6 +37,7 @@ class Relprop:
     bwd: Callable[[Any, list[Any]], list[Any]]
     coefficients: bool
     name: str
+    closed_over: int = 0
 
 
 class custom_relprop:
@@ -42,13 +47,14 @@ class custom_relprop:
     under one rule. Outside of `lrp` the function is what it was, derivative included.
 
     Args:
-      fun: a function of arrays or pytrees of arrays, by position. What is traced around it, such as
-        the parameters of a jitted model, must be an argument: neither ``fun`` nor its rule may
-        close over it. Residuals are arrays, too.
+      fun: a function of arrays or pytrees of arrays. It and its rule may close over anything that
+        does not depend on the explained input, such as parameters.
+      nondiff_argnums: positions of arguments that take no relevance and need not be arrays, such as
+        functions; the rule's ``bwd`` is given them first.
 
     Raises:
-      ArgumentError: when it is called before `defrelprop`, closes over a traced value, or has a
-        rule that returns what does not fit.
+      ArgumentError: when it is called before `defrelprop`, is given what is no array, closes over a
+        value that is explained, or has a rule that returns what does not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, relax
@@ -64,9 +70,10 @@ class custom_relprop:
       [1.3862944 2.6265233]
     """
 
-    def __init__(self, fun: Callable[..., Any]):
+    def __init__(self, fun: Callable[..., Any], nondiff_argnums: Sequence[int] = ()):
         functools.update_wrapper(self, fun)
         self.fun = fun
+        self.nondiff_argnums = tuple(nondiff_argnums)
         self.fwd: Callable[..., Any] | None = None
         self.bwd: Callable[..., Any] | None = None
         self.coefficients = False
@@ -82,74 +89,197 @@ class custom_relprop:
 
         Args:
           fwd: ``(*args) -> (value, residuals)``.
-          bwd: ``(residuals, relevance of the value) -> tuple of relevances``, one for each
-            argument, in its structure; None for one that gets nothing.
+          bwd: ``(*nondiff_args, residuals, relevance of the value) -> tuple of relevances``, one
+            for each other argument, in its structure; None for one that gets nothing.
           coefficients: whether ``bwd`` takes and returns coefficients c, with R = x c, in the place
             of relevance. Then the rule of a linear function is its transpose, and no division is
             lost at zero.
         """
         self.fwd, self.bwd, self.coefficients = fwd, bwd, coefficients
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name = getattr(self.fun, "__name__", "function")
         if self.fwd is None or self.bwd is None:
             raise ArgumentError(
                 f"`{name}` has no relevance rule.\n  Call {name}.defrelprop(fwd, bwd) first."
             )
-        fwd, bwd = self.fwd, self.bwd
-        leaves, tree = jax.tree.flatten(args)
-        trees: dict[str, Any] = {}
+        args = _by_position(self.fun, name, args, kwargs)
+        if id(self) in _ENTERED.get():  # its own rule calls it: for its value alone
+            return self.fun(*args)
+        call = _Call(name, self.fun, self.fwd, self.bwd, args, self.nondiff_argnums)
+        leaves = call.leaves()
+        with _entered(self):
+            rule, closed_over = call.rule(leaves, self.coefficients)
+        outputs = custom_relprop_p.bind(*map(jnp.asarray, leaves), *closed_over, rule=rule)
+        return jax.tree.unflatten(call.out_tree, outputs)
+
+
+_ENTERED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
+    "entered", default=frozenset()
+)
+
+
+@contextlib.contextmanager
+def _entered(function: custom_relprop) -> Iterator[None]:
+    token = _ENTERED.set(_ENTERED.get() | {id(function)})
+    try:
+        yield
+    finally:
+        _ENTERED.reset(token)
+
+
+def _by_position(
+    fun: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments by position; a default that is left out stays the function's own."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(fun).bind(*args, **kwargs)
+    if bound.kwargs:  # behind one that was left out
+        bound.apply_defaults()
+    if bound.kwargs:
+        raise ArgumentError(
+            f"`{name}` takes {', '.join(bound.kwargs)} by keyword only, and a function with a rule "
+            "of its own takes arguments by position.\n  Wrap it in one that does."
+        )
+    return bound.args
+
+
+class _Call:
+    """One call of a function with a rule: from pytrees and closures to flat lists."""
+
+    def __init__(
+        self,
+        name: str,
+        fun: Callable[..., Any],
+        fwd: Callable[..., Any],
+        bwd: Callable[..., Any],
+        args: tuple[Any, ...],
+        nondiff_argnums: tuple[int, ...],
+    ):
+        self.name, self.fun, self.fwd, self.bwd = name, fun, fwd, bwd
+        positions = range(len(args))
+        if any(i not in positions for i in nondiff_argnums):
+            raise ArgumentError(
+                f"nondiff_argnums={nondiff_argnums}, but `{name}` has {len(args)} arguments."
+            )
+        self.fixed = {i: args[i] for i in nondiff_argnums}
+        self.given = {i: args[i] for i in positions if i not in self.fixed}
+        self.flat, self.tree = jax.tree.flatten(self.given)
+        self.out_tree: Any = None
+        self.residual_tree: Any = None
+
+    def leaves(self) -> list[Any]:
+        """The arguments as arrays."""
+        for leaf in self.flat:
+            if not isinstance(leaf, (int, float, complex)) and not hasattr(leaf, "dtype"):
+                raise ArgumentError(
+                    f"`{self.name}` was given {leaf!r}, which is no array.\n"
+                    "  Put its position in nondiff_argnums, or close over it."
+                )
+        return [jnp.asarray(leaf) for leaf in self.flat]
+
+    def rule(self, leaves: list[Any], coefficients: bool) -> tuple[Relprop, list[Any]]:
+        """The function and its rule, traced here, where what they close over is alive."""
+        fun, of_fun = _jaxpr.hoisted(self._flat_fun, leaves)
+        try:
+            fwd, of_fwd, saved, values = self._traced_fwd(leaves)
+            bwd, of_bwd = _jaxpr.hoisted(self._flat_bwd, [*saved, *values])
+        except Exception as error:  # of the rule, which nothing but lrp uses
+            return Relprop(fun, _raising(error), _raising(error), coefficients, self.name), of_fun
+        count, first, second = len(leaves), len(of_fun), len(of_fwd)
+        closed_over = [*of_fun, *of_fwd, *of_bwd]
 
         def flat_fun(*flat: Any) -> list[Any]:
-            outputs, trees["out"] = jax.tree.flatten(self.fun(*jax.tree.unflatten(tree, flat)))
-            return outputs
+            return fun(*flat[: count + first])
 
         def flat_fwd(*flat: Any) -> tuple[list[Any], Any]:
-            pair = fwd(*jax.tree.unflatten(tree, flat))
-            if not isinstance(pair, tuple) or len(pair) != 2:
-                raise ArgumentError(
-                    f"The forward rule of `{name}` must return a pair (value, residuals)."
-                )
-            value, residuals = pair
-            if jax.tree.structure(value) != trees["out"]:
-                raise ArgumentError(
-                    f"The forward rule of `{name}` returned a value of structure "
-                    f"{jax.tree.structure(value)}; the function returns {trees['out']}."
-                )
-            return jax.tree.leaves(value), residuals
+            own, more = flat[:count], flat[count + first :]
+            results = fwd(*own, *more[:second])
+            return results[: len(values)], [*results[len(values) :], *more[second:]]
 
         def flat_bwd(residuals: Any, relevances: list[Any]) -> list[Any]:
-            given = bwd(residuals, jax.tree.unflatten(trees["out"], relevances))
-            if not isinstance(given, tuple) or len(given) != len(args):
-                raise ArgumentError(
-                    f"The rule of `{name}` must return a tuple of {len(args)} relevances, one for "
-                    f"each argument; it returned {type(given).__name__}."
-                )
-            flat: list[Any] = []
-            for argument, part in zip(args, given, strict=True):
-                own = jax.tree.leaves(argument)
-                parts = [None] * len(own) if part is None else jax.tree.leaves(part)
-                expected, got = jax.tree.structure(argument), jax.tree.structure(part)
-                if part is not None and expected != got:
-                    raise ArgumentError(
-                        f"The rule of `{name}` returned relevance of structure {got} for an "
-                        f"argument of structure {expected}."
-                    )
-                flat += [
-                    jnp.zeros(jnp.shape(x), float) if p is None else p
-                    for x, p in zip(own, parts, strict=True)
-                ]
-            return flat
+            residuals, more = residuals[: len(saved)], residuals[len(saved) :]
+            cast = [r.astype(v.dtype) for r, v in zip(relevances, values, strict=True)]
+            given = bwd(*residuals, *cast, *more)
+            return [*given, *(jnp.zeros(jnp.shape(x), float) for x in closed_over)]
 
-        closed = jax.make_jaxpr(flat_fun)(*leaves)
-        if any(isinstance(const, Tracer) for const in closed.consts):
+        made = Relprop(flat_fun, flat_fwd, flat_bwd, coefficients, self.name, len(closed_over))
+        return made, closed_over
+
+    def _traced_fwd(self, leaves: list[Any]) -> Any:
+        counts: list[int] = []
+
+        def flat(*flat: Any) -> list[Any]:
+            outputs, residuals = self._flat_fwd(*flat)
+            counts.append(len(outputs))
+            return [*outputs, *residuals]
+
+        fwd, closed_over, results = _jaxpr.hoisted_with_results(flat, leaves)
+        return fwd, closed_over, results[counts[0] :], results[: counts[0]]
+
+    def _arguments(self, flat: Sequence[Any]) -> list[Any]:
+        together = self.fixed | jax.tree.unflatten(self.tree, flat)
+        return [together[i] for i in range(len(together))]
+
+    def _flat_fun(self, *flat: Any) -> list[Any]:
+        outputs, self.out_tree = jax.tree.flatten(self.fun(*self._arguments(flat)))
+        return outputs
+
+    def _flat_fwd(self, *flat: Any) -> tuple[list[Any], list[Any]]:
+        pair = self.fwd(*self._arguments(flat))
+        if not isinstance(pair, tuple) or len(pair) != 2:
             raise ArgumentError(
-                f"`{name}` closes over a value that is traced around it, such as a parameter of a "
-                "jitted model.\n  Make it an argument of the function, and of its rule."
+                f"The forward rule of `{self.name}` must return a pair (value, residuals)."
             )
-        rule = Relprop(flat_fun, flat_fwd, flat_bwd, self.coefficients, name)
-        outputs = custom_relprop_p.bind(*map(jnp.asarray, leaves), rule=rule)
-        return jax.tree.unflatten(trees["out"], outputs)
+        value, residuals = pair
+        if jax.tree.structure(value) != self.out_tree:
+            raise ArgumentError(
+                f"The forward rule of `{self.name}` returned a value of structure "
+                f"{jax.tree.structure(value)}; the function returns {self.out_tree}."
+            )
+        leaves, self.residual_tree = jax.tree.flatten(residuals)
+        return jax.tree.leaves(value), leaves
+
+    def _flat_bwd(self, *flat: Any) -> list[Any]:
+        count = self.residual_tree.num_leaves
+        residuals = jax.tree.unflatten(self.residual_tree, flat[:count])
+        relevance = jax.tree.unflatten(self.out_tree, flat[count:])
+        given = self.bwd(*self.fixed.values(), residuals, relevance)
+        if not isinstance(given, tuple) or len(given) != len(self.given):
+            raise ArgumentError(
+                f"The rule of `{self.name}` must return a tuple of {len(self.given)} relevances, "
+                f"one for each argument; it returned {type(given).__name__}."
+            )
+        found: list[Any] = []
+        for argument, part in zip(self.given.values(), given, strict=True):
+            own = jax.tree.leaves(argument)
+            parts = [None] * len(own) if part is None else jax.tree.leaves(part)
+            expected, got = jax.tree.structure(argument), jax.tree.structure(part)
+            if part is not None and expected != got:
+                raise ArgumentError(
+                    f"The rule of `{self.name}` returned relevance of structure {got} for an "
+                    f"argument of structure {expected}."
+                )
+            found += [self._checked(p, x) for x, p in zip(own, parts, strict=True)]
+        return found
+
+    def _checked(self, part: Any, argument: Any) -> Any:
+        if part is None:
+            return jnp.zeros(jnp.shape(argument), float)
+        if jnp.shape(part) != jnp.shape(argument):
+            raise RuleError(
+                f"The rule of `{self.name}` returned relevance of shape {jnp.shape(part)} for an "
+                f"argument of shape {jnp.shape(argument)}."
+            )
+        return part
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def function(*_: Any) -> Any:
+        raise error
+
+    return function
 
 
 custom_relprop_p = core.Primitive("custom_relprop")

@@ -229,16 +229,98 @@ def test_errors_of_what_does_not_fit():
     product.defrelprop(lambda d: ((product(d), 0), None), lambda _, r: (d,))
     with pytest.raises(relax.ArgumentError, match="returns"):
         relax.lrp(product)(d)
+    with pytest.raises(relax.ArgumentError, match=r"no array.\n.*nondiff_argnums"):
+        product("relu")
+    by_keyword = relax.custom_relprop(lambda x, *, power: x**power)
+    by_keyword.defrelprop(lambda x: (x, None), lambda _, r: (r,))
+    with pytest.raises(relax.ArgumentError, match="power by keyword only"):
+        by_keyword(jnp.ones(2), power=2)
+    far = relax.custom_relprop(lambda x: x, nondiff_argnums=(3,))
+    far.defrelprop(lambda x: (x, None), lambda _, r: (r,))
+    with pytest.raises(relax.ArgumentError, match="has 1 arguments"):
+        far(jnp.ones(2))
 
-    def closing(p, x):
-        scaled = relax.custom_relprop(lambda x: x * p)
-        scaled.defrelprop(lambda x: (x * p, None), lambda _, r: (r,))
-        return scaled(x)
 
-    with pytest.raises(relax.ArgumentError, match="closes over"):
-        jax.jit(closing)(jnp.ones(2), jnp.ones(2))
-    with pytest.raises(relax.ArgumentError, match="closes over"):
-        relax.lrp(closing)(jnp.ones(2), jnp.ones(2))
+def test_a_wrong_rule_does_not_disturb_the_function_itself():
+    """What is wrong with it is said where it is used: under lrp."""
+    wrong = relax.custom_relprop(jnp.sin)
+    wrong.defrelprop(lambda x: 1 / 0, lambda _, r: (r,))
+    close(jax.grad(wrong)(0.3), np.cos(0.3))
+    with pytest.raises(ZeroDivisionError):
+        relax.lrp(lambda x: wrong(x) * 2.0)(jnp.ones(2))
+
+
+def closing(p, q, r, x):
+    """Function, forward rule and backward rule close over one parameter each."""
+    inner = relax.custom_relprop(lambda x: jnp.tanh(x @ p))
+    inner.defrelprop(lambda x: (jnp.tanh(x @ p), x * q), lambda s, c: ((c @ p.T) * s * r,))
+    return inner(x)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda f: f,
+        jax.jit,
+        lambda f: lambda p, q, r, x: jax.vmap(lambda x: f(p, q, r, x))(x),
+        lambda f: lambda p, q, r, x: lax.scan(lambda c, _: (f(p, q, r, c), None), x, None, 2)[0],
+        jax.checkpoint,
+    ],
+    ids=["plain", "jit", "vmap", "scan", "checkpoint"],
+)
+def test_it_may_close_over_parameters(way, rng):
+    """As the layers of a jitted model do; the relevance is differentiable in all three."""
+    p, q, r = rng.normal(size=(4, 4)), rng.normal(), rng.normal()
+    x = rng.normal(size=(3, 4))
+    explicit = relax.custom_relprop(lambda p, q, r, x: jnp.tanh(x @ p))
+    explicit.defrelprop(
+        lambda p, q, r, x: (jnp.tanh(x @ p), (x * q, p, r)),
+        lambda s, c: (None, None, None, (c @ s[1].T) * s[0] * s[2]),
+    )
+
+    def loss(function):
+        explain = relax.lrp(way(function))
+        return lambda *args: jnp.sin(jax.jit(explain)(*args)).sum()
+
+    arguments = (0, 1, 2, 3)
+    for got, expected in zip(
+        jax.tree.leaves(jax.value_and_grad(loss(closing), arguments)(p, q, r, x)),
+        jax.tree.leaves(jax.value_and_grad(loss(explicit), arguments)(p, q, r, x)),
+        strict=True,
+    ):
+        close(got, expected, rtol=1e-9)
+
+
+def test_it_may_not_close_over_what_is_explained(rng):
+    x = rng.normal(size=4)
+    with pytest.raises(relax.ArgumentError, match=r"closes over.*test_custom_relprop\.py"):
+        relax.lrp(lambda x: closing(jnp.eye(4), x, 1.0, jnp.ones(4)))(x)
+
+
+def test_arguments_by_keyword_and_those_that_are_no_arrays(rng):
+    """As jax.custom_vjp: keywords, defaults, nondiff_argnums in front of the residuals."""
+
+    @functools.partial(relax.custom_relprop, nondiff_argnums=(0, 2))
+    def applied(function, x, name="square", factor=2.0):
+        return factor * function(x)
+
+    def fwd(function, x, name="square", factor=2.0):
+        return applied(function, x, name, factor), factor
+
+    def bwd(function, name, factor, relevance):
+        assert (function, name) == (jnp.square, "square")
+        return relevance * factor, None
+
+    applied.defrelprop(fwd, bwd)
+    x = rng.normal(size=3)
+    for call in (
+        lambda x: applied(jnp.square, x, "square", 3.0),
+        lambda x: applied(jnp.square, factor=3.0, x=x),
+        lambda x: applied(function=jnp.square, x=x, name="square", factor=jnp.float64(3)),
+    ):
+        close(call(x), 3 * x**2)
+        close(jax.grad(lambda x, call=call: call(x).sum())(x), 6 * x)
+        close(jax.jit(relax.lrp(call))(x), 9 * x**2)
 
 
 def test_selectors_find_it(scaled, rng):

@@ -15,6 +15,7 @@ from jax import lax
 import relax
 from relax import rules, select
 
+ROWS = np.array([1, 1])  # both rows are nodes of the second of two graphs
 GAIN = np.linspace(-1.0, 2.0, 8).reshape(1, 1, 8)
 SHIFT = np.linspace(0.5, -0.7, 8).reshape(1, 1, 8)
 
@@ -65,6 +66,12 @@ FORMS = {
         + SHIFT
     ),
     "batch": lambda x, s: (x - mean(x, (0, 1))) / jnp.sqrt(var(s, (0, 1)) + 1e-5) * GAIN + SHIFT,
+    "mean of squares as a product": lambda x, s: (
+        x * lax.rsqrt(s**2 @ jnp.ones((8, 1)) / 8 + 1e-6) * GAIN
+    ),
+    "graphs of a batch": lambda x, s: (
+        x / jnp.sqrt(jax.ops.segment_sum(s**2, ROWS, 2)[ROWS] + 1e-6) * GAIN
+    ),
     "local response": lambda x, s: (
         x / (1 + 0.1 * lax.reduce_window(s * s, 0.0, lax.add, (1, 1, 3), (1, 1, 1), "SAME")) ** 0.75
     ),
@@ -103,7 +110,7 @@ def test_the_statistic_is_a_constant(name, x):
     small = np.maximum(np.abs(value), 1e-6) * np.where(value < 0, -1, 1)
     _, relprop = relax.vrp(twice(form), x)
     np.testing.assert_allclose(relprop(given)[0], relevance(given / small), rtol=1e-8, atol=1e-10)
-    if name not in ("batch", "group"):
+    if name not in ("batch", "group", "graphs of a batch"):
         each = jax.jit(jax.vmap(relax.lrp(lambda x: twice(form)(x[None])[0])))
         np.testing.assert_allclose(each(x), relevance(np.ones_like(x)), rtol=1e-9, atol=1e-12)
 

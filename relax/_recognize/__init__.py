@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jax import lax
 
 from relax import _jaxpr
+from relax._errors import ArgumentError, message
 from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     LINEAR,
@@ -31,7 +32,7 @@ from relax._recognize.normalization import (
 )
 from relax._recognize.product import ProductDetails, Sources, product_layer
 from relax._recognize.softmax import find_softmax
-from relax.custom import custom_relprop_p
+from relax.custom import Relprop, custom_relprop_p
 
 __all__ = [
     "AFFINE",
@@ -169,7 +170,7 @@ def _find_single(
             continue
         details = None
         if kind == "custom":
-            details = equation.params["rule"]
+            details = _custom_details(facts, equation)
             name = details.name
         if kind in ("sum", "linear"):
             monotone = kind == "sum" and equation.primitive is not lax.sub_p
@@ -178,6 +179,22 @@ def _find_single(
             details = LinearDetails(monotone, nonnegative, one_to_one)
         layers.append(Layer(kind, name, (index,), inputs, operands, outputs, details))
     return layers
+
+
+def _custom_details(facts: Facts, equation: Equation) -> Relprop:
+    rule = equation.params["rule"]
+    closed_over = equation.inputs[len(equation.inputs) - rule.closed_over :]
+    if any(facts.tracked[v] for v in closed_over):
+        raise ArgumentError(
+            message(
+                f"`{rule.name}`, a function with a relevance rule of its own, or that rule, closes "
+                "over a value that depends on the explained input, and gives it no relevance",
+                where=equation.where,
+                path=equation.scope,
+                remedy="Make it an argument of the function.",
+            )
+        )
+    return rule
 
 
 def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:

@@ -222,6 +222,7 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.lt_p: _compare(_less),
     lax.le_p: _compare(_less_equal),
     lax.gt_p: _compare(lambda a, b: _less(b, a)),
+    lax.eq_p: lambda a, b: (0.0, float(a[0] <= b[1] and b[0] <= a[1])),
     lax.ne_p: lambda a, b: (0.0, 1.0),
     lax.ge_p: _compare(lambda a, b: _less_equal(b, a)),
     lax.convert_element_type_p: _same,

@@ -88,8 +88,7 @@ class SignalTakeAll(ProductRule):
     gates: tuple[str, ...] = static(("unit",))
 
     def __post_init__(self) -> None:
-        unknown = [word for word in self.gates if word not in GATES]
-        if unknown or isinstance(self.gates, str):
+        if not isinstance(self.gates, tuple) or any(word not in GATES for word in self.gates):
             raise HyperparameterError(
                 f"SignalTakeAll(gates={self.gates!r}): expected a tuple of {', '.join(GATES)}."
             )
