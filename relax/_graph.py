@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.extend.core import primitives
 
 from relax import _jaxpr
-from relax._primitives import ELEMENTWISE, is_one_to_one
+from relax._primitives import ELEMENTWISE, RESHAPING, SHIFT, is_one_to_one
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -94,6 +95,7 @@ class Graph:
         return users
 
 
+_LIGHT = SHIFT | RESHAPING | {lax.slice_p, lax.split_p, primitives.add_jaxvals_p}
 _SMALL = 8  # equations of a call that is opened for what can be known of its result
 
 
@@ -121,7 +123,20 @@ def flatten(
         graph.literals.update(zip(graph.consts, closed.consts, strict=True))
     outputs = _open(graph, jaxpr, graph.consts + graph.inputs, scope, calls, around)
     prune(graph, outputs)
+    _settle(graph)
     return graph
+
+
+def _settle(graph: Graph) -> None:
+    """Sums and moves right behind what they read, so that parts of one layer stand together."""
+    place: dict[int, int] = {}  # of the equation that a value waits for
+    order = []
+    for index, equation in enumerate(graph.equations):
+        waits = max((place.get(v, -1) for v in equation.inputs), default=-1)
+        at = waits if equation.primitive in _LIGHT else index
+        place.update((v, at) for v in equation.outputs)
+        order.append((at, index))
+    graph.equations = [graph.equations[index] for _, index in sorted(order)]
 
 
 def prune(graph: Graph, outputs: Sequence[int]) -> None:
@@ -274,7 +289,7 @@ class Layer:
       outputs: values that carry relevance out of it (the other outputs: ``decisions``).
       shared: equations of it that are evaluated by themselves as well, for other readers.
       path: scope path; ``occurrence`` counts the layers that share it.
-      weight_path: path of its weight in the arguments, or empty.
+      weight_paths: of its weight in the arguments, if known; of all, if it has several inputs.
       behind: reached by the explained input through a dense layer or convolution; ``first``: it is
         one itself, and not behind any.
       details: what the rules of this kind need to know.
@@ -290,13 +305,18 @@ class Layer:
     shared: tuple[int, ...] = ()
     path: str = ""
     occurrence: int = 0
-    weight_path: str = ""
+    weight_paths: tuple[str, ...] = ()
     where: str = ""
     first: bool = False
     behind: bool = False
     index: int = 0
     in_shapes: tuple[tuple[int, ...], ...] = ()
     out_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def weight_path(self) -> str:
+        """The paths of its weights, or nothing."""
+        return ", ".join(self.weight_paths)
 
     @property
     def owned(self) -> tuple[int, ...]:

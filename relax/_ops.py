@@ -16,8 +16,10 @@ import jax.numpy as jnp
 
 from relax._errors import RelaxError, RuleError, message
 from relax._graph import Graph, Layer
+from relax._joint import apart, beside
 from relax._numerics import is_number, narrow
 from relax._recognize import AFFINE
+from relax._recognize.joint import JointDetails
 from relax._views import Evaluated, view
 from relax.rules import Custom
 from relax.rules._base import Currency, Outgoing, Rule, describe, pair
@@ -92,7 +94,13 @@ class LayerOp:
     ) -> tuple[Any, ...]:
         evaluated = Evaluated(self.graph, self.layer, inputs, operands, outputs)
         kind, seen = self.layer.kind, view(evaluated)
-        if kind in _OF_ONE_VALUE:
+        details = self.layer.details
+        if isinstance(details, JointDetails):
+            z, given = (beside(values, details.output_axes) for values in (outputs, messages))
+            found = rule.propagate(seen, seen.input, Outgoing(z, given, self.arriving))
+            found = None if found is None else self.checked(rule, found, seen.input)
+            result = apart(found, inputs, details.input_axes)
+        elif kind in _OF_ONE_VALUE:
             out = Outgoing(outputs[0], messages[0], self.arriving)
             result = (rule.propagate(seen, inputs[0], out),)
         elif kind in _TO_ONE_VALUE:

@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -132,9 +132,10 @@ def matches(pattern: str, candidates: Iterable[str]) -> bool:
     )
 
 
-def addresses(path: str, occurrence: int, weight_path: str) -> tuple[str, ...]:
-    """Everything a layer answers to: its path, one occurrence of it, its weight and its module."""
-    return path, f"{path}#{occurrence}", weight_path, weight_path.rpartition("/")[0]
+def addresses(path: str, occurrence: int, weight_paths: Sequence[str]) -> tuple[str, ...]:
+    """Everything a layer answers to: its path, one occurrence of it, its weights and modules."""
+    modules = (weight.rpartition("/")[0] for weight in weight_paths)
+    return path, f"{path}#{occurrence}", *weight_paths, *modules
 
 
 def nearest(pattern: str, paths: Iterable[str], count: int = 4) -> list[str]:

@@ -81,7 +81,8 @@ class Rewritten:
         for layer in self.section.layers:
             if not getattr(layer.details, "dead_below", False) or layer.kind == "activation":
                 continue
-            readers = [self.owner[i] for i in consumers[layer.outputs[0]] if i in self.owner]
+            reading = {i for value in layer.outputs for i in consumers[value]}
+            readers = [self.owner[i] for i in reading if i in self.owner]
             if any(type(self.rules[reader.index]) is not Pass for reader in readers):
                 layer.details = dataclasses.replace(layer.details, dead_below=False)
 

@@ -7,10 +7,12 @@ first are a matter of the whole tree.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from relax._graph import Equation, Graph, Layer
 from relax._recognize import AFFINE, Facts, find_layers
+from relax._recognize.joint import JointDetails, weights
 
 _NAMED_BY_WEIGHT = AFFINE | {"embedding"}
 
@@ -144,20 +146,40 @@ def _mark_bodies(
         entering[first : first + control.carry] = merged
 
 
+def _weights(graph: Graph, facts: Facts, layer: Layer) -> list[int]:
+    """The arguments and closed-over arrays that the weights of a layer are made of."""
+    if isinstance(layer.details, JointDetails):
+        candidates = weights(graph, layer.details)
+    elif layer.kind in ("dense", "conv"):
+        core = graph.equations[layer.details.core]
+        candidates = [core.inputs[1 - layer.details.position]]
+    else:
+        candidates = layer.operands
+    return [facts.origin[value] for value in candidates if not graph.depends[value]]
+
+
+def _shared_scope(graph: Graph, layer: Layer) -> str:
+    """The scope that all parts of a layer stand in."""
+    return _shared([graph.equations[part.details.core].scope for part in layer.details.parts])
+
+
+def _shared(paths: Sequence[str]) -> str:
+    """The common start of paths."""
+    split = [path.split("/") for path in paths]
+    together = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*split, strict=False))
+    return "/".join(names[0] for names in together)
+
+
 def _name(section: Section, layer: Layer, index: int, seen: dict[str, int]) -> None:
     """Gives a layer its path, occurrence, weight path, source line and shapes."""
     graph, facts, names = section.graph, section.facts, section.names
     first = graph.equations[layer.owned[0]]
-    core = layer.details.core if layer.kind in ("dense", "conv") else None
     if layer.kind in _NAMED_BY_WEIGHT:
-        if core is not None:
-            candidates = [graph.equations[core].inputs[1 - layer.details.position]]
-        else:
-            candidates = list(layer.operands)
-        origins = (facts.origin[value] for value in candidates if not graph.depends[value])
-        layer.weight_path = next((names[v] for v in origins if v in names), "")
-        parent = layer.weight_path.rpartition("/")[0]
-        path = first.scope or parent or layer.name
+        joint = isinstance(layer.details, JointDetails)
+        found = [names[v] for v in _weights(graph, facts, layer) if v in names]
+        layer.weight_paths = tuple(dict.fromkeys(found if joint else found[:1]))
+        scope = _shared_scope(graph, layer) if joint else first.scope
+        path = scope or _shared([p.rpartition("/")[0] for p in layer.weight_paths]) or layer.name
     else:
         path = f"{first.scope}/{layer.name}" if first.scope else layer.name
     layer.index, layer.path = index, path

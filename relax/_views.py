@@ -16,8 +16,10 @@ from jax.extend.core import primitives
 
 from relax._axes import along_weight
 from relax._graph import Graph, Layer, computing, replay
+from relax._joint import joint_map
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
+from relax._recognize.joint import JointDetails
 from relax._recognize.softmax import LOGADDEXP
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
 from relax.rules.normalization import NormalizationMap
@@ -160,6 +162,8 @@ def _both(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
 
 def _affine(e: Evaluated) -> AffineMap:
     """The layer as ``z = x w + b``, scales folded into w only when a rule asks for it."""
+    if isinstance(e.layer.details, JointDetails):
+        return _joint(e)
     graph, d, (x,), (z,) = e.graph, e.layer.details, e.inputs, e.outputs
     env = e.environment(e.inputs)
     env |= {
@@ -184,6 +188,18 @@ def _affine(e: Evaluated) -> AffineMap:
         nonnegative=d.nonnegative,
         dead_below=d.dead_below,
     )
+
+
+def _joint(e: Evaluated) -> AffineMap:
+    """A dense layer of several inputs, by the maps of its parts."""
+    graph, details = e.graph, e.layer.details
+    env = e.environment(e.inputs)
+    read = lambda values: tuple(env[v] if v in env else graph.literals[v] for v in values)
+    parts = [
+        _affine(Evaluated(graph, part, read(part.inputs), read(part.operands), (None,)))
+        for part in details.parts
+    ]
+    return joint_map(graph, e.layer, env, parts, e.inputs, e.outputs)
 
 
 def _moved_axes(chain: _Chain, axes: tuple[int, ...]) -> tuple[int, ...]:

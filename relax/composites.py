@@ -239,15 +239,36 @@ def _modified_gradient(relu: Rule, sums: Rule | None) -> Composite:
     )
 
 
-def arras_lstm(epsilon: Any = 1e-3, *, sums: Rule | None = None) -> Composite:
-    """Epsilon on dense layers and on sums, as for LSTMs.
+def arras_lstm(
+    epsilon: Any = 1e-3, bias_factor: float = 0.0, *, sums: Rule | None = None
+) -> Composite:
+    """The rules of Arras et al. for LSTMs, and for every other recurrent network with gates.
 
-    Source: Arras et al. 2017, section 3.
+    Epsilon on dense layers and convolutions, and on sums: that of the cell state, ``f c + i g``. A
+    gate, known to lie in [0, 1], takes nothing, and the signal all; activations pass. What is
+    computed from the input and from the previous state together, ``x w + h u + b``, is one layer
+    with one epsilon.
+
+    Args:
+      epsilon: of `Epsilon`; default 0.001.
+      bias_factor: the part of biases and epsilons that the inputs share equally; 1 conserves
+        relevance exactly.
+      sums: rule for sums, means and average pools; default as above.
+
+    Raises:
+      HyperparameterError: a negative or non-finite epsilon, a bias factor that is no number.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, relax
+      >>> def cell(x):  # a gate and a signal
+      ...     return jax.nn.sigmoid(x[0]) * jnp.tanh(x[1])
+      >>> print(relax.lrp(cell, relax.composites.arras_lstm())(jnp.array([0.0, 1.0])))
+      [0.         0.38079706]
+
+    Source: Arras et al. 2017, section 3; bias factor: Arras et al. 2019.
     """
-    return _composite(
-        (select.dense | select.conv, Epsilon(epsilon)),
-        sums=Epsilon(epsilon) if sums is None else sums,
-    )
+    rule = Epsilon(epsilon, bias_share=bias_factor)
+    return _composite((select.dense | select.conv, rule), sums=rule if sums is None else sums)
 
 
 def attnlrp(epsilon: Any = 0.0, *, sums: Rule | None = None) -> Composite:

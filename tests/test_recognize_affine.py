@@ -1044,8 +1044,8 @@ def test_an_affine_function_of_the_sum_of_two_layers_merges_into_neither(rng):
     """BatchNorm behind a residual sum is a scale_shift of its own."""
     w, v, x = normal(rng, 4, 3), normal(rng, 4, 3), normal(rng, 2, 4)
     n = {"scale": jnp.ones(3), "bias": jnp.ones(3), "mean": jnp.ones(3), "var": jnp.ones(3)}
-    fun = lambda x: flax_style(x @ w + x @ v, n)
-    assert kinds(fun, x) == ["dense", "dense", "sum", "scale_shift"]
+    fun = lambda x: flax_style(jnp.tanh(x @ w) + x @ v, n)
+    assert kinds(fun, x) == ["dense", "activation", "dense", "sum", "scale_shift"]
 
 
 def test_batchnorm_in_training_mode_is_not_taken_for_a_constant_scale(rng):

@@ -25,6 +25,7 @@ from relax._primitives import (
 from relax._recognize.activation import ActivationDetails, find_activations
 from relax._recognize.affine import AffineDetails, find_affine, find_scale_shift
 from relax._recognize.facts import Facts, gather_facts
+from relax._recognize.joint import join_dense
 from relax._recognize.normalization import (
     NormalizationDetails,
     find_normalizations,
@@ -73,7 +74,8 @@ def find_layers(graph: Graph, facts: Facts) -> list[Layer]:
     layers += softmax
     made = find_statistics(graph, facts, {v for layer in softmax for v in layer.outputs})
     layers += find_normalizations(graph, facts, consumers, claimed, made)
-    layers += find_affine(graph, facts, consumers, claimed)
+    affine = find_affine(graph, facts, consumers, claimed)
+    layers += join_dense(graph, facts, consumers, claimed, affine)
     layers += _find_pools(graph, facts, consumers, claimed)
     activations = find_activations(graph, facts, consumers, claimed)
     for layer in activations:
@@ -227,7 +229,7 @@ def _mark_dead_outputs(layers: list[Layer], consumers: list[list[int]]) -> None:
     """An affine layer that rectifiers alone read passes no coefficient where it is negative."""
     owner = {index: layer for layer in layers for index in layer.owned}
     for layer in layers:
-        readers = consumers[layer.outputs[0]]
+        readers = [i for v in layer.outputs for i in consumers[v]]
         if layer.kind in AFFINE and readers and all(_is_dead_below(owner.get(i)) for i in readers):
             layer.details = dataclasses.replace(layer.details, dead_below=True)
 

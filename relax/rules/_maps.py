@@ -60,7 +60,7 @@ class AffineMap:
 
     core: Callable[[jax.Array, jax.Array], jax.Array]
     move: Callable[[jax.Array], jax.Array]
-    make_weight: Callable[[], jax.Array]
+    make_weight: Callable[[], Any]
     bias: jax.Array | None
     example: Any
     core_shape: tuple[int, ...]
@@ -73,8 +73,8 @@ class AffineMap:
     dead_below: bool = False
 
     @property
-    def weight(self) -> jax.Array:
-        """The effective weight, BatchNorm folded in."""
+    def weight(self) -> Any:
+        """The effective weight, BatchNorm folded in; of a layer of several inputs their tuple."""
         return self.make_weight()
 
     def __call__(self, x: Any) -> jax.Array:
@@ -104,7 +104,8 @@ class AffineMap:
     def map(self, weight: Callable, bias: Callable | None = None) -> AffineMap:
         """The same layer with its weight, and its bias if a function is given, changed."""
         plain = self.weight
-        changed = weight(plain).astype(plain.dtype)  # a wider hyper-parameter must not widen it
+        # a wider hyper-parameter must not widen it
+        changed = jax.tree.map(lambda w: weight(w).astype(w.dtype), plain)
         return dataclasses.replace(
             self,
             make_weight=lambda: changed,

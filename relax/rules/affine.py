@@ -7,6 +7,7 @@ biases; ``s(z)`` is the stabilized denominator (`relax.rules.stabilize`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -111,7 +112,8 @@ class Epsilon(Stabilized):
       stabilizer: ``"additive"``, ``"clip"``, ``"scale"`` or a callable, see `stabilize`.
       zero_bias: leaves the bias out of the denominator, so that it absorbs nothing.
       bias_share: the part of ``b + epsilon sign(z)`` that is spread over the inputs in equal
-        shares (the ``bias_factor`` of Arras et al.); 1 conserves relevance exactly.
+        shares (the ``bias_factor`` of Arras et al.); 1 conserves relevance exactly. Of a sum it
+        goes to all features of both summands.
 
     Raises:
       HyperparameterError: a negative or non-finite epsilon, an unknown stabilizer.
@@ -164,12 +166,22 @@ class Epsilon(Stabilized):
 
     def _shared(self, layer: Any, x: Any, z: jax.Array, s: jax.Array) -> Any:
         """Equal shares of what bias and stabilizer absorbed."""
+        if isinstance(x, tuple) and len(x) > 1:
+            return self._shared_of_sum(layer, x, z, s)
         ones = layer.ones()
         count = jnp.broadcast_to(ones.linear(layer.constant(1)), z.shape)
         absorbed = self.denominator(layer, z).astype(z.dtype) - z
         if layer.bias is not None and not self.zero_bias:
             absorbed = absorbed + layer.bias
         return ones.transpose(self.bias_share * divide(absorbed * s, count))
+
+    def _shared_of_sum(self, layer: Any, x: Any, z: jax.Array, s: jax.Array) -> Any:
+        """A sum is the product with identities: all features of all summands take a share."""
+        absorbed = self.denominator(layer, z).astype(z.dtype) - z
+        axes = tuple(axis for axis in range(z.ndim) if axis not in layer.batch_axes)
+        count = len(x) * math.prod(z.shape[axis] for axis in axes)
+        share = self.bias_share * jnp.sum(absorbed * s, axes, keepdims=True) / count
+        return tuple(jnp.broadcast_to(share, a.shape) for a in x)
 
 
 @dataclasses.dataclass(frozen=True)
