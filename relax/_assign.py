@@ -128,9 +128,8 @@ def _warn_of_parts(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
         if isinstance(rule, Pass):
             warnings.warn(
                 message(
-                    "The sum of exponentials with their maximum subtracted looks like a part of a "
-                    "softmax, but no whole softmax was found around it, so relevance passes the "
-                    "exponential as it passes an activation",
+                    "A sum of these exponentials looks like a part of a softmax, but no whole one "
+                    "was found around it, so relevance passes the exponential as an activation",
                     where=layer.where,
                     path=layer.label,
                     remedy="Write it with jax.nn.softmax, or give the function that contains all "

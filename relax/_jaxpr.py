@@ -133,16 +133,12 @@ def trace(fun: Callable[..., Any], leaves: Sequence[Any]) -> core.ClosedJaxpr:
 
 def hoisted(
     fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
-) -> tuple[Callable[..., list[Any]], list[Any]]:
-    """A function with the traced values that it closes over as further arguments; and those."""
-    function, closed_over, _ = hoisted_with_results(fun, arguments)
-    return function, closed_over
-
-
-def hoisted_with_results(
-    fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
 ) -> tuple[Callable[..., list[Any]], list[Any], list[Any]]:
-    """As `hoisted`; also the shapes and dtypes of the results."""
+    """A function with the traced values that it closes over as further arguments.
+
+    Returns:
+      The function, those values, and shapes and dtypes of the results.
+    """
     closed = jax.make_jaxpr(lambda *args: fun(*args))(*arguments)
     moving = [isinstance(const, jax.core.Tracer) for const in closed.consts]
 
@@ -158,6 +154,14 @@ def hoisted_with_results(
     traced = [c for c, moves in zip(closed.consts, moving, strict=True) if moves]
     results = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.out_avals]
     return function, traced, results
+
+
+def is_own_derivative(equation: Any) -> bool:
+    """Whether an equation of a graph stands in the body of a custom_jvp of two arguments."""
+    around = equation.sources[1:2]
+    return any(
+        e.primitive is jaxpr_primitives.custom_jvp_call_p and len(e.invars) == 2 for e in around
+    )
 
 
 def call_body(equation: Any) -> tuple[core.ClosedJaxpr, str] | None:

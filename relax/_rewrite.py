@@ -157,6 +157,7 @@ class Rewritten:
                         layer.outputs, self._layer(layer, index, read), strict=True
                     ):
                         write(value, x)
+                    self._decisions(layer, equation, env)
                 continue
             closing = layer.equations[-1] if layer is not None else index
             given = self.currencies.given.get(closing, "coefficient")
@@ -234,6 +235,16 @@ class Rewritten:
             x if self.currencies.of[v] == "relevance" else to_relevance(x)
             for v, x in zip(layer.outputs, outputs, strict=True)
         )
+
+    def _decisions(self, layer: Layer, equation: Equation, env: dict[int, Any]) -> None:
+        """Results that carry no relevance, such as indices, of an operation under a rule."""
+        others = [v for v in equation.outputs if v not in layer.outputs]
+        if not others or len(layer.equations) > 1:
+            return
+        results = equation.evaluate([env[v] for v in equation.inputs])
+        for value, x in zip(equation.outputs, results, strict=True):
+            if value in others:
+                env[value] = held(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
     def _exchanged(self, value: int, x: Any, layer: Layer | None, closing: int) -> Any:
         """An output of an operation JAX differentiates itself, in the currency it is read in."""

@@ -20,7 +20,6 @@ from relax._joint import joint_map
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
 from relax._recognize.joint import JointDetails
-from relax._recognize.softmax import LOGADDEXP
 from relax.rules._maps import AffineMap, ElementwiseMap, GeneralMap, LinearMap
 from relax.rules.normalization import NormalizationMap
 from relax.rules.product import ProductMap
@@ -137,27 +136,26 @@ def _normalization(e: Evaluated) -> NormalizationMap:
 def _softmax(e: Evaluated) -> SoftmaxMap:
     d, (end,) = e.layer.details, e.layer.outputs
     if d.of_two:
-        function = LOGADDEXP[e.layer.name]
 
         def of_two(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            none = jnp.maximum(*_both(inputs)) == -jnp.inf  # then the derivative is NaN in JAX
-            a, b = (jnp.where(none, 0, x) for x in _both(inputs))
-            return (jnp.where(none, -jnp.inf, function(a, b)),)
+            # of minus infinity twice the derivative is NaN in JAX
+            low = (jnp.finfo(x.dtype).min / 8 for x in inputs)
+            return e.forward(tuple(jnp.maximum(x, m) for x, m in zip(inputs, low, strict=True)))
 
         return SoftmaxMap(of_two, e.inputs)
     if not d.normalizer:
         return SoftmaxMap(e.forward, e.inputs)
     env = e.environment(e.inputs)
+    sums = computing(e.graph, d.normalizer, d.summed)
+    rest = [i for i in d.normalizer if i not in sums]
 
-    def total(exponentials: Any) -> Any:
-        return replay(e.graph, d.normalizer, {**env, end: exponentials}, (d.total,))[0]
+    def summed(exponentials: Any) -> Any:
+        return replay(e.graph, sums, {**env, end: exponentials}, (d.summed,))[0]
 
-    return SoftmaxMap(e.forward, e.inputs, total, e.outputs[0])
+    def total(value: Any) -> Any:
+        return replay(e.graph, rest, {**env, d.summed: value}, (d.total,))[0]
 
-
-def _both(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The operands; one alone stands for both."""
-    return inputs[0], inputs[-1]
+    return SoftmaxMap(e.forward, e.inputs, (summed, total), e.outputs[0])
 
 
 def _affine(e: Evaluated) -> AffineMap:

@@ -73,7 +73,7 @@ class custom_relprop:
     def __init__(self, fun: Callable[..., Any], nondiff_argnums: Sequence[int] = ()):
         functools.update_wrapper(self, fun)
         self.fun = fun
-        self.nondiff_argnums = tuple(nondiff_argnums)
+        self.nondiff_argnums = tuple(sorted(nondiff_argnums))
         self.fwd: Callable[..., Any] | None = None
         self.bwd: Callable[..., Any] | None = None
         self.coefficients = False
@@ -104,39 +104,38 @@ class custom_relprop:
                 f"`{name}` has no relevance rule.\n  Call {name}.defrelprop(fwd, bwd) first."
             )
         args = _by_position(self.fun, name, args, kwargs)
-        if id(self) in _ENTERED.get():  # its own rule calls it: for its value alone
+        if _WITHIN.get():  # part of another such function: called for its value alone
             return self.fun(*args)
         call = _Call(name, self.fun, self.fwd, self.bwd, args, self.nondiff_argnums)
         leaves = call.leaves()
-        with _entered(self):
+        with _within():
             rule, closed_over = call.rule(leaves, self.coefficients)
         outputs = custom_relprop_p.bind(*map(jnp.asarray, leaves), *closed_over, rule=rule)
         return jax.tree.unflatten(call.out_tree, outputs)
 
 
-_ENTERED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar(
-    "entered", default=frozenset()
-)
+_WITHIN: contextvars.ContextVar[bool] = contextvars.ContextVar("within", default=False)
 
 
 @contextlib.contextmanager
-def _entered(function: custom_relprop) -> Iterator[None]:
-    token = _ENTERED.set(_ENTERED.get() | {id(function)})
+def _within() -> Iterator[None]:
+    token = _WITHIN.set(True)
     try:
         yield
     finally:
-        _ENTERED.reset(token)
+        _WITHIN.reset(token)
 
 
 def _by_position(
     fun: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """The arguments by position; a default that is left out stays the function's own."""
-    if not kwargs:
+    """The arguments by position, with the defaults of those that were left out."""
+    try:
+        signature = inspect.signature(fun)
+    except ValueError:  # a function in C may have none
         return args
-    bound = inspect.signature(fun).bind(*args, **kwargs)
-    if bound.kwargs:  # behind one that was left out
-        bound.apply_defaults()
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
     if bound.kwargs:
         raise ArgumentError(
             f"`{name}` takes {', '.join(bound.kwargs)} by keyword only, and a function with a rule "
@@ -168,6 +167,7 @@ class _Call:
         self.flat, self.tree = jax.tree.flatten(self.given)
         self.out_tree: Any = None
         self.residual_tree: Any = None
+        self.fixed_residuals: dict[int, Any] = {}
 
     def leaves(self) -> list[Any]:
         """The arguments as arrays."""
@@ -181,10 +181,11 @@ class _Call:
 
     def rule(self, leaves: list[Any], coefficients: bool) -> tuple[Relprop, list[Any]]:
         """The function and its rule, traced here, where what they close over is alive."""
-        fun, of_fun = _jaxpr.hoisted(self._flat_fun, leaves)
+        fun, of_fun, expected = _jaxpr.hoisted(self._flat_fun, leaves)
         try:
             fwd, of_fwd, saved, values = self._traced_fwd(leaves)
-            bwd, of_bwd = _jaxpr.hoisted(self._flat_bwd, [*saved, *values])
+            self._require_same(values, expected)
+            bwd, of_bwd, _ = _jaxpr.hoisted(self._flat_bwd, [*saved, *values])
         except Exception as error:  # of the rule, which nothing but lrp uses
             return Relprop(fun, _raising(error), _raising(error), coefficients, self.name), of_fun
         count, first, second = len(leaves), len(of_fun), len(of_fwd)
@@ -215,8 +216,16 @@ class _Call:
             counts.append(len(outputs))
             return [*outputs, *residuals]
 
-        fwd, closed_over, results = _jaxpr.hoisted_with_results(flat, leaves)
+        fwd, closed_over, results = _jaxpr.hoisted(flat, leaves)
         return fwd, closed_over, results[counts[0] :], results[: counts[0]]
+
+    def _require_same(self, values: Sequence[Any], expected: Sequence[Any]) -> None:
+        for got, own in zip(values, expected, strict=True):
+            if (got.shape, got.dtype) != (own.shape, own.dtype):
+                raise ArgumentError(
+                    f"The forward rule of `{self.name}` returned a value of shape {got.shape} and "
+                    f"type {got.dtype}; the function returns {own.shape} and {own.dtype}."
+                )
 
     def _arguments(self, flat: Sequence[Any]) -> list[Any]:
         together = self.fixed | jax.tree.unflatten(self.tree, flat)
@@ -239,17 +248,25 @@ class _Call:
                 f"{jax.tree.structure(value)}; the function returns {self.out_tree}."
             )
         leaves, self.residual_tree = jax.tree.flatten(residuals)
-        return jax.tree.leaves(value), leaves
+        self.fixed_residuals = {i: x for i, x in enumerate(leaves) if not hasattr(x, "dtype")}
+        arrays = [x for i, x in enumerate(leaves) if i not in self.fixed_residuals]
+        return jax.tree.leaves(value), arrays
 
     def _flat_bwd(self, *flat: Any) -> list[Any]:
-        count = self.residual_tree.num_leaves
-        residuals = jax.tree.unflatten(self.residual_tree, flat[:count])
+        total = self.residual_tree.num_leaves
+        count = total - len(self.fixed_residuals)
+        arrays = iter(flat[:count])
+        leaves = [
+            self.fixed_residuals[i] if i in self.fixed_residuals else next(arrays)
+            for i in range(total)
+        ]
+        residuals = jax.tree.unflatten(self.residual_tree, leaves)
         relevance = jax.tree.unflatten(self.out_tree, flat[count:])
         given = self.bwd(*self.fixed.values(), residuals, relevance)
         if not isinstance(given, tuple) or len(given) != len(self.given):
             raise ArgumentError(
                 f"The rule of `{self.name}` must return a tuple of {len(self.given)} relevances, "
-                f"one for each argument; it returned {type(given).__name__}."
+                f"one for each argument; it returned {_counted(given)}."
             )
         found: list[Any] = []
         for argument, part in zip(self.given.values(), given, strict=True):
@@ -273,6 +290,11 @@ class _Call:
                 f"argument of shape {jnp.shape(argument)}."
             )
         return part
+
+
+def _counted(given: Any) -> str:
+    kind = type(given).__name__
+    return f"a {kind} of {len(given)}" if isinstance(given, (tuple, list)) else f"a {kind}"
 
 
 def _raising(error: Exception) -> Callable[..., Any]:
@@ -301,9 +323,11 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: Relprop) -> A
     return jax.jvp(lambda *args: rule.fun(*args), tuple(primals), tuple(filled))
 
 
-def _batch(args: Sequence[Any], axes: Sequence[Any], *, rule: Relprop) -> Any:
+def _batch(axis: Any, args: Sequence[Any], axes: Sequence[Any], *, rule: Relprop) -> Any:
+    mapped_over = {"axis_name": axis.name, "axis_size": axis.size, "spmd_axis_name": axis.spmd_name}
+
     def bwd(residuals: Any, relevances: list[Any]) -> list[Any]:
-        given = jax.vmap(rule.bwd)(residuals, relevances)
+        given = jax.vmap(rule.bwd, **mapped_over)(residuals, relevances)
         return [
             r.sum(0) if axis is None else jnp.moveaxis(r, 0, axis)
             for r, axis in zip(given, axes, strict=True)
@@ -311,8 +335,8 @@ def _batch(args: Sequence[Any], axes: Sequence[Any], *, rule: Relprop) -> Any:
 
     mapped = dataclasses.replace(
         rule,
-        fun=jax.vmap(rule.fun, in_axes=tuple(axes)),
-        fwd=jax.vmap(rule.fwd, in_axes=tuple(axes)),
+        fun=jax.vmap(rule.fun, in_axes=tuple(axes), **mapped_over),
+        fwd=jax.vmap(rule.fwd, in_axes=tuple(axes), **mapped_over),
         bwd=bwd,
     )
     outputs = custom_relprop_p.bind(*args, rule=mapped)
@@ -320,7 +344,7 @@ def _batch(args: Sequence[Any], axes: Sequence[Any], *, rule: Relprop) -> Any:
 
 
 ad.primitive_jvps[custom_relprop_p] = _jvp
-batching.primitive_batchers[custom_relprop_p] = _batch
+batching.fancy_primitive_batchers[custom_relprop_p] = _batch
 mlir.register_lowering(
     custom_relprop_p,
     mlir.lower_fun(lambda *args, rule: rule.fun(*args), multiple_results=True),

@@ -144,7 +144,7 @@ def flash_attention(q, k, v, size=4):
     return attend(q, k, v)
 
 
-fused = relax.custom_relprop(flash_attention)
+fused = relax.custom_relprop(lambda q, k, v: flash_attention(q, k, v))
 fused.defrelprop(
     lambda q, k, v: jax.vjp(flash_attention, q, k, v),
     lambda pull_back, c: tuple(
@@ -321,6 +321,80 @@ def test_arguments_by_keyword_and_those_that_are_no_arrays(rng):
         close(call(x), 3 * x**2)
         close(jax.grad(lambda x, call=call: call(x).sum())(x), 6 * x)
         close(jax.jit(relax.lrp(call))(x), 9 * x**2)
+
+
+def test_results_that_carry_no_relevance_are_there_for_others(rng):
+    """A mask, an index, and a value that is read as a constant."""
+
+    @relax.custom_relprop
+    def parts(x):
+        return 2 * x, x > 0, jnp.argmax(x), jnp.abs(x)
+
+    parts.defrelprop(lambda x: (parts(x), None), lambda _, r: (r[0],))
+    x = rng.normal(size=5)
+
+    def function(x):
+        y, mask, best, size = parts(x)
+        return jnp.where(mask, y, 0.0) + y[best] + y / lax.stop_gradient(size)
+
+    expected = relax.lrp(
+        lambda x: (
+            jnp.where(x > 0, 2 * x, 0.0)
+            + (2 * x)[jnp.argmax(x)]
+            + 2 * x / lax.stop_gradient(jnp.abs(x))
+        )
+    )(x)
+    close(jax.jit(relax.lrp(function))(x), expected)
+
+
+def test_under_a_named_axis(rng):
+    """Collectives of a vmap around it, as under jax.custom_vjp."""
+    centered = relax.custom_relprop(lambda x: x - lax.pmean(x, "i"))
+    centered.defrelprop(lambda x: (centered(x), None), lambda _, r: (r,))
+    x = rng.normal(size=(4, 3))
+    function = lambda x: jax.vmap(centered, axis_name="i")(x)
+    close(function(x), x - x.mean(0, keepdims=True))
+    close(jax.jit(relax.lrp(function))(x), x - x.mean(0, keepdims=True))
+
+
+def test_residuals_that_are_no_arrays_and_the_order_of_fixed_arguments(rng):
+    @functools.partial(relax.custom_relprop, nondiff_argnums=(2, 0))
+    def summed(a, x, b, scale=1.0):
+        return scale * x.sum(0)
+
+    def bwd(a, b, residuals, r):
+        count, name = residuals
+        assert (a, b, count, name) == ("a", "b", 3, "rows")
+        return jnp.broadcast_to(r / count, (count, *r.shape)), None
+
+    summed.defrelprop(lambda a, x, b, s: (s * x.sum(0), (x.shape[0], "rows")), bwd)
+    x = rng.normal(size=(3, 4))
+    got = jax.jit(relax.lrp(lambda x: summed("a", x, "b")))(x)
+    close(got, np.broadcast_to(x.sum(0) / 3, x.shape))
+
+
+def test_a_forward_rule_of_another_shape(rng):
+    other = relax.custom_relprop(lambda x: x)
+    other.defrelprop(lambda x: (x.sum(0), None), lambda _, r: (r,))
+    with pytest.raises(relax.ArgumentError, match=r"returned a value of shape \(4,\)"):
+        relax.lrp(other)(rng.normal(size=(3, 4)))
+
+
+def test_nesting_costs_no_more_than_its_depth():
+    """Each function is traced once for its value and once for its rule, however deep."""
+    traced = []
+
+    def nested(depth):
+        def function(x):
+            traced.append(depth)
+            return jnp.sin(nested(depth - 1)(x)) if depth else x
+
+        block = relax.custom_relprop(function)
+        block.defrelprop(lambda x: (block(x), None), lambda _, r: (r,))
+        return block
+
+    relax.lrp(nested(8))(jnp.ones(3))
+    assert traced.count(0) <= 8
 
 
 def test_selectors_find_it(scaled, rng):

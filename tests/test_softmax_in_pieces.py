@@ -202,12 +202,12 @@ def test_segments_of_different_sizes(rng):
 
 def test_weights_alone_are_no_attention(rng):
     """Segment weights that are returned are a classifier's, and no constants to CP-LRP."""
-    receivers = np.array([0, 0, 1, 1, 1])
+    receivers, v = np.array([0, 0, 1, 1, 1]), np.linspace(-1, 2, 5)
 
     def function(z):
         e = jnp.exp(z)
         s = jax.ops.segment_sum(e, receivers, 2)
-        return (e / s[receivers]).sum() + 0 * (1 / s).sum()
+        return (v * e / s[receivers]).sum() + 0 * (e / s[receivers]).sum()
 
     z = rng.normal(size=5)
     explain = relax.lrp(lambda z: function(z) * 1.0, composites.cp_lrp())
@@ -286,4 +286,104 @@ def test_a_softmax_that_is_not_recognized_is_not_passed_over_in_silence(x):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         relax.lrp(online, [("exp*", rules.Gradient()), composites.attnlrp()])(x)
-        relax.lrp(lambda x: jnp.exp(x - 1).sum(), composites.attnlrp())(x)
+
+
+NO_SOFTMAX = {
+    "exponentials of differences": lambda x: jnp.exp(-((x[:, None] - x[None]) ** 2)).sum(),
+    "centered": lambda x: jnp.exp(x - x.mean()).sum(),
+    "a constant subtracted": lambda x: jnp.exp(x - 1).sum(),
+    "a distance": lambda x: jnp.exp(-jnp.abs(x - x.mean())).sum(),
+    "another denominator": lambda x: jnp.exp(x).sum() / (x**2).sum(),
+    "another numerator": lambda x: (x**2).sum() / jnp.exp(x).sum(),
+}
+
+
+@pytest.mark.parametrize("name", NO_SOFTMAX)
+def test_no_false_alarm(name, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = relax.layers(NO_SOFTMAX[name], composites.attnlrp())(x)
+    assert "softmax" not in [row.kind for row in plan]
+
+
+def both_axes(e):
+    return e / e.sum(1, keepdims=True) + e / e.sum(0, keepdims=True)
+
+
+NOT_ALL_DIVIDED = {
+    "read undivided as well": lambda e, v: e @ v / e.sum(-1) + e @ v,
+    "over rows and over columns": lambda e, v: both_axes(e) @ v,
+    "product of both": lambda e, v: (
+        (e / e.sum(1, keepdims=True)) * (e / e.sum(0, keepdims=True)) @ v
+    ),
+    "over the other axis": lambda e, v: (e @ v) / e.sum(0),
+    "divided twice": lambda e, v: (e @ v) / e.sum(-1) / e.sum(-1),
+    "squared": lambda e, v: ((e * e) @ v) / e.sum(-1),
+    "through a root": lambda e, v: jnp.sqrt(e @ jnp.abs(v)) / e.sum(-1),
+    "something added": lambda e, v: (e @ v + v) / e.sum(-1),
+    "one over the sum": lambda e, v: e @ v / e.sum(-1) + 1 / e.sum(-1),
+    "a returned sum": lambda e, v: jnp.stack([e @ v / e.sum(-1), e.sum(-1)]),
+    "a logarithm": lambda e, v: e @ v / e.sum(-1) + jnp.log(e.sum(-1)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ALL_DIVIDED)
+def test_what_is_not_wholly_divided_by_its_sum_is_said(name, rng):
+    """No Jacobian is guessed: the user is told, or it is the gradient of all of it."""
+    z, v = rng.normal(size=(4, 4)), rng.normal(size=4)
+    function = lambda z: NOT_ALL_DIVIDED[name](jnp.exp(z), v)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = relax.lrp(function, composites.attnlrp())(z)
+    gradient = z * jax.grad(lambda z: function(z).sum())(z)
+    assert any("part of a softmax" in str(w.message) for w in said) or np.allclose(got, gradient)
+
+
+GUARDS = {
+    "a mean": lambda e, v: (e @ v) / e.mean(-1) / N,
+    "half": lambda e, v: (e @ v) / (e.sum(-1) / 2) / 2,
+    "where": lambda e, v: (e @ v) / (lambda s: jnp.where(s == 0, 1, s))(e.sum(-1)),
+    "cast": lambda e, v: (e @ v) / e.sum(-1).astype(jnp.float64),
+    "values scaled": lambda e, v: (3 * (-e) @ v) / e.sum(-1) / -3,
+    "summed in two steps": lambda e, v: (e @ v)[None].sum(0) / e.sum(-1),
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_guards_and_scales_of_the_sum(name, rng):
+    z, v = rng.normal(size=(N, N)), rng.normal(size=N)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = relax.lrp(lambda z: GUARDS[name](jnp.exp(z), v), composites.attnlrp())(z)
+    expected = relax.lrp(lambda z: jax.nn.softmax(z) @ v, composites.attnlrp())(z)
+    np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+LOGADDEXPS = {
+    "mapped, one broadcast": lambda a: jax.vmap(jnp.logaddexp)(a, a[:, 0]),
+    "mapped over other axes": lambda a: jax.vmap(jnp.logaddexp, (0, 1))(a[:3], a[:, :3]),
+    "pairs": lambda a: jax.vmap(jax.vmap(jnp.logaddexp, (None, 0)), (0, None))(a[0], a[1]),
+    "a helper called twice": lambda a: HELPER(HELPER(a[0], a[1]), a[2]),
+    "a sum of two calls": lambda a: HELPER(a[0], a[1]) + HELPER(a[1], a[2]),
+    "reduced": lambda a: jnp.logaddexp.reduce(a),
+}
+HELPER = jax.jit(lambda a, b: jnp.logaddexp(a, b) + 0.0)
+
+
+@pytest.mark.parametrize("name", LOGADDEXPS)
+def test_logaddexp_in_all_positions(name, rng):
+    a = rng.normal(size=(4, 4))
+    function = LOGADDEXPS[name]
+    got = jax.jit(relax.lrp(function))(a)
+    np.testing.assert_allclose(
+        got, a * jax.grad(lambda a: function(a).sum())(a), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_another_function_of_that_name_is_none(rng):
+    @jax.jit
+    def logaddexp(a, b):
+        return jnp.maximum(a, b) * 2
+
+    a, b = rng.normal(size=(2, 5))
+    assert "softmax" not in [r.kind for r in relax.layers(lambda x: logaddexp(*x))((a, b))]

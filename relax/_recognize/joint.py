@@ -115,6 +115,7 @@ def _derive(search: Search, dense: dict[int, Layer]) -> tuple[dict[int, _Derived
             if equation.primitive in _ADDS and a.axes == b.axes and a.of.isdisjoint(b.of):
                 derived[equation.outputs[0]] = _Derived(a.of | b.of, a.axes, True)
                 links.append(equation.outputs[0])
+        if len(known) > 1:
             continue
         (one,) = known
         old = graph.shape(moving[0])

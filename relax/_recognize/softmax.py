@@ -8,20 +8,33 @@ other rule.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
 from jax import lax
 
 from relax._graph import Graph, Layer, boundary, computing
-from relax._primitives import CAST, DOT, ELEMENTWISE, RESHAPING, SCALE, SHIFT
+from relax._jaxpr import is_own_derivative
+from relax._primitives import (
+    CAST,
+    DOT,
+    ELEMENTWISE,
+    RESHAPING,
+    SCALE,
+    SHIFT,
+)
 from relax._recognize.facts import Facts
+from relax._recognize.normalizer import (
+    divides_all,
+    divides_any,
+    guarded,
+    is_shifted,
+    subtracts_maximum,
+)
 from relax._recognize.regions import SEGMENTS, Regions, is_sum, primitives
 
 _EXP = frozenset({lax.exp_p, lax.exp2_p})
 _AFTER = ELEMENTWISE | RESHAPING | SEGMENTS
-LOGADDEXP = {"logaddexp": jnp.logaddexp, "logaddexp2": jnp.logaddexp2}
+LOGADDEXP = frozenset({"logaddexp", "logaddexp2"})
 _FARTHEST = 24  # equations between a sum and the end of its softmax
 
 
@@ -32,12 +45,14 @@ class SoftmaxDetails:
     Attributes:
       weighs: it is a factor of a product, as the weights of an attention are.
       normalizer: of exponentials that are divided by their sum further on: the equations that make
-        the sum, which are not part of the layer; ``total`` is the value they end in.
+        it, which are not part of the layer. ``summed`` is the sum, ``total`` what is divided by: a
+        guard, a scale or a cast may lie between.
       of_two: a ``logaddexp`` of two values.
     """
 
     weighs: bool = False
     normalizer: tuple[int, ...] = ()
+    summed: int = -1
     total: int = -1
     of_two: bool = False
 
@@ -67,7 +82,7 @@ def find_softmax(
         if found is None:
             opened = _open(regions, summed)
             if opened is None:
-                if _is_shifted(regions, summed[0]):
+                if is_shifted(regions, summed[0]) or divides_any(regions, summed):
                     incomplete.append(summed[0])
                 continue
             found, details = opened
@@ -100,20 +115,19 @@ def find_softmax(
 
 
 def _logaddexps(graph: Graph, facts: Facts, claimed: set[int]) -> list[Layer]:
-    """Calls of ``jnp.logaddexp`` or ``logaddexp2`` on two values that both carry relevance.
-
-    The call is JAX's own, with its own derivative: the equations in it give NaN at minus infinity.
-    """
-    calls: dict[int, list[int]] = {}
+    """Calls of ``jnp.logaddexp`` or ``logaddexp2`` on two values that both carry relevance."""
+    calls: dict[tuple[int, ...], list[int]] = {}
     for index, equation in enumerate(graph.equations):
-        if equation.calls and equation.calls[-1] in LOGADDEXP:
-            calls.setdefault(id(equation.sources[1]), []).append(index)
+        if equation.calls and equation.calls[-1] in LOGADDEXP and is_own_derivative(equation):
+            calls.setdefault(tuple(map(id, equation.sources[1:])), []).append(index)
     layers = []
     for indices in calls.values():
         inputs, operands = boundary(graph, indices, facts.tracked)
         (end,) = graph.equations[indices[-1]].outputs
-        both = all(facts.tracked[v] for v in graph.equations[indices[0]].inputs)
-        if not (both and facts.tracked[end]):
+        highest = [i for i in indices if graph.equations[i].primitive is lax.max_p]
+        if len(highest) != 1 or not facts.tracked[end] or not claimed.isdisjoint(indices):
+            continue
+        if not all(facts.tracked[v] for v in graph.equations[highest[0]].inputs):
             continue
         claimed.update(indices)
         name = graph.equations[indices[0]].calls[-1]
@@ -139,34 +153,24 @@ def _summed(regions: Regions, index: int) -> list[int] | None:
 
 
 def _open(
-    regions: Regions, summed: Sequence[int]
+    regions: Regions, path: Sequence[int]
 ) -> tuple[tuple[int, list[int], int], SoftmaxDetails] | None:
     """Exponentials that are divided by their sum further on, as in ``(exp(z) @ v) / sum``.
 
     The layer ends in the exponentials. That all they make is divided by the sum is what the
-    Jacobian needs to know, see `relax._views`.
+    Jacobian needs to know, see `relax.rules.softmax.SoftmaxMap`.
     """
     graph, consumers = regions.graph, regions.consumers
-    shared = [i for i in summed[:-1] if len(set(consumers[graph.equations[i].outputs[0]])) > 1]
+    shared = [i for i in path[:-1] if len(set(consumers[graph.equations[i].outputs[0]])) > 1]
     if not shared:
         return None
     end = graph.equations[shared[-1]].outputs[0]
-    normalizer = list(summed[summed.index(shared[-1]) + 1 :])
-    total = graph.equations[normalizer[-1]].outputs[0]
-    while (reader := regions.sole_reader(total)) is not None:
-        equation = graph.equations[reader]
-        guards = equation.primitive in SHIFT | {lax.max_p} and equation.inputs.count(total) == 1
-        moves = equation.primitive in RESHAPING and len(equation.inputs) == 1
-        same = math.prod(graph.shape(total)) == math.prod(graph.shape(equation.outputs[0]))
-        if len(regions.tracked_inputs(reader)) != 1 or not (same and (guards or moves)):
-            break
-        normalizer.append(reader)
-        total = equation.outputs[0]
-    if -1 in consumers[end] or not _only_divides(regions, total):
-        return None
+    normalizer = list(path[path.index(shared[-1]) + 1 :])
+    summed = graph.equations[path[-1]].outputs[0]
+    total = guarded(regions, summed, normalizer)
     found = _down_to_exp(regions, shared[-1])
     body = None if found is None else regions.closed(found[1], end)
-    if found is None or body is None:
+    if found is None or body is None or not divides_all(regions, end, set(normalizer), total):
         return None
     between = [i for i in range(body[-1] + 1, normalizer[-1]) if i not in normalizer]
     operands = boundary(graph, normalizer, regions.facts.tracked)[1]
@@ -174,24 +178,7 @@ def _open(
     if any(graph.depends[v] for i in made for v in graph.equations[i].outputs):
         return None
     whole = tuple(sorted({*made, *normalizer}))
-    return (found[0], body, end), SoftmaxDetails(normalizer=whole, total=total)
-
-
-def _only_divides(regions: Regions, value: int) -> bool:
-    """Whether a value is a denominator, and nothing else."""
-    readers = regions.consumers[value]
-    for reader in readers:
-        if reader < 0 or reader in regions.claimed:
-            return False
-        equation = regions.graph.equations[reader]
-        if equation.primitive is lax.div_p and value == equation.inputs[1] != equation.inputs[0]:
-            continue
-        if equation.primitive is lax.integer_pow_p and equation.params["y"] == -1:
-            continue
-        moves = equation.primitive in RESHAPING | {lax.gather_p}
-        if not (moves and _only_divides(regions, equation.outputs[0])):
-            return False
-    return bool(readers)
+    return (found[0], body, end), SoftmaxDetails(normalizer=whole, summed=summed, total=total)
 
 
 def _exponentials_of(regions: Regions, value: int) -> list[Layer]:
@@ -325,32 +312,13 @@ def _with_masks(regions: Regions, root: int, body: list[int], end: int) -> tuple
         if found is None or graph.shape(found[0]) != graph.shape(root):
             break
         start, more = found
-        if not (_subtracts_maximum(regions, before) or _masks(regions, before, start)):
+        if not (subtracts_maximum(regions, before) or _masks(regions, before, start)):
             break
         whole = regions.closed(sorted({*more, *body}), end)
         if whole is None:
             break
         root, body = start, whole
     return root, body
-
-
-def _is_shifted(regions: Regions, index: int) -> bool:
-    """Whether a maximum was subtracted from the logits of an exponential."""
-    for _ in range(_FARTHEST):
-        if _subtracts_maximum(regions, index):
-            return True
-        moving = regions.tracked_inputs(index)
-        before = regions.producer.get(moving[0]) if len(moving) == 1 else None
-        if before is None or regions.graph.equations[before].primitive not in _AFTER:
-            return False
-        index = before
-    return False
-
-
-def _subtracts_maximum(regions: Regions, index: int) -> bool:
-    """A difference from something that is computed from the same logits."""
-    equation = regions.graph.equations[index]
-    return equation.primitive is lax.sub_p and regions.graph.depends[equation.inputs[1]]
 
 
 def _masks(regions: Regions, index: int, value: int) -> bool:

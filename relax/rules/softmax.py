@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from relax._numerics import divide
 from relax.rules._base import Currency, Outgoing, Rule
@@ -76,26 +77,28 @@ class SoftmaxMap(GeneralMap):
     """What rules see of a softmax.
 
     Attributes:
-      total: of exponentials that are divided by their sum further on: that sum, from their
-        ``value``.
+      normalizer: of exponentials that are divided by their sum further on: the functions from their
+        ``value`` to the sum, and from that to what is divided by, such as ``s + 1e-9``.
     """
 
-    total: Callable[[Any], Any] | None = None
+    normalizer: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
     value: Any = None
 
     def transpose(self, coefficients: tuple[jax.Array, ...]) -> Any:
         r"""The transposed Jacobian, that of the division further on included.
 
-        The quotients do not change when all logits of one sum do. So the coefficient of the sum s
-        is what makes the coefficients of the logits add up to nothing,
-        $\sum e\,(c_e + c_s\,\partial s/\partial e) = 0$: that of the chain rule, in the share
-        that a product on the way has left of it.
+        What is made of the exponentials e is linear in them and divided by d(s) with
+        $s = \sum e$. By the chain rule the sum gets
+        $c_s = -\frac{d'(s)}{d(s)} \sum e\,c_e$, in the share that a product on the way has left of
+        it.
         """
-        if self.total is None:
+        if self.normalizer is None:
             return self.pull_back(coefficients)
-        (c,), total = coefficients, self.total
-        s, change = jax.jvp(total, (self.value,), (self.value * c,))
-        (shift,) = jax.vjp(total, self.value)[1](divide(-change, s))
+        (c,), (summed, total) = coefficients, self.normalizer
+        s, weight = jax.jvp(summed, (self.value,), (self.value * c,))
+        d, pull_total = jax.vjp(total, s)
+        (relative,) = pull_total(divide(jnp.ones_like(d), d))
+        (shift,) = jax.vjp(summed, self.value)[1](-weight * relative)
         return self.pull_back((c + shift,))
 
 
