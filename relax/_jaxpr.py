@@ -34,10 +34,10 @@ ENDLESS: dict[Any, str] = {
 
 
 class Control(NamedTuple):
-    """A primitive that runs other programs: a scan, a cond or switch, a checkpoint.
+    """A primitive that runs other programs: a scan, a cond or switch, a checkpoint, a shard_map.
 
     Attributes:
-      kind: ``"scan"``, ``"cond"`` or ``"checkpoint"``.
+      kind: ``"scan"``, ``"cond"``, ``"checkpoint"`` or ``"shard_map"``.
       bodies: the programs; all but a switch have one.
       leading: operands that no body takes: the index of a branch.
       consts, carry: how many operands of a scan are constants, and how many are carried.
@@ -67,6 +67,14 @@ def _checkpoint(params: dict[str, Any]) -> Control:
     return Control("checkpoint", (core.ClosedJaxpr(params["jaxpr"], ()),), options=options)
 
 
+def _shard_map(params: dict[str, Any]) -> Control:
+    options = {name: params[name] for name in ("mesh", "in_specs", "out_specs", "check_vma")}
+    options["axis_names"] = params["newly_manual_axes"]
+    return Control("shard_map", (core.ClosedJaxpr(params["jaxpr"], ()),), options=options)
+
+
+_SHARD_MAP = "shard_map"  # JAX gives the primitive no public object
+
 _CONTROL: dict[Any, Callable[[dict[str, Any]], Control]] = {
     jaxpr_primitives.scan_p: _scan,
     jaxpr_primitives.cond_p: _cond,
@@ -76,6 +84,8 @@ _CONTROL: dict[Any, Callable[[dict[str, Any]], Control]] = {
 
 def control(equation: Any) -> Control | None:
     """The programs an equation runs, or None if it is an operation."""
+    if equation.primitive.name == _SHARD_MAP:
+        return _shard_map(equation.params)
     unpack = _CONTROL.get(equation.primitive)
     return None if unpack is None else unpack(equation.params)
 
@@ -115,6 +125,11 @@ def run(
         if control.kind == "cond":
             index, *rest = operands
             return lax.switch(index, functions, rest, extra)
+        if control.kind == "shard_map":
+            mapped = jax.shard_map(
+                lambda *args: tuple(functions[0](args, ())[0]), **control.options
+            )
+            return list(mapped(*operands)), []
         return jax.checkpoint(functions[0], **control.options)(list(operands), extra)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._graph import Graph, Layer, replay
+from relax._numerics import varying_like
 from relax.rules._maps import AffineMap
 
 Axes = tuple[int, ...]
@@ -60,7 +61,11 @@ def joint_map(
       inputs, outputs: its values.
     """
     d = layer.details
-    zeros = {v: jnp.zeros(graph.shape(v), graph.avals[v].dtype) for v in d.shifts}
+    known = {v: env[v] if v in env else graph.literals[v] for v in d.shifts}
+    zeros = {
+        v: varying_like(jnp.zeros(jnp.shape(x), graph.avals[v].dtype), jax.typeof(x))
+        for v, x in known.items()
+    }
     position = {v: i for i, v in enumerate(layer.inputs)}
 
     def finish(values: Sequence[Any], known: dict[int, Any]) -> jax.Array:

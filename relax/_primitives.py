@@ -8,11 +8,28 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
 DOT = lax.dot_general_p
 CONV = lax.conv_general_dilated_p
+
+
+def _collectives() -> tuple[Any, Any]:
+    """Two primitives of shard_map that JAX gives no public object: pvary and psum_invariant."""
+    mesh = jax.sharding.AbstractMesh((1,), ("i",))
+    spec = jax.sharding.PartitionSpec()
+    function = lambda x: lax.psum(lax.pcast(x, "i", to="varying"), "i")
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+    (equation,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), np.float32)).eqns
+    first, second = equation.params["jaxpr"].eqns
+    return first.primitive, second.primitive
+
+
+PVARY, _PSUM_INVARIANT = _collectives()
+DEVICE_SUMS = frozenset({p.psum_p, _PSUM_INVARIANT})
 
 # Moves values about without changing them: the transpose carries coefficient and relevance alike.
 ROUTING = frozenset(
@@ -41,11 +58,16 @@ ROUTING = frozenset(
         lax.select_n_p,
         p.name_p,
         p.device_put_p,
+        p.all_gather_p,
+        p.ppermute_p,
+        PVARY,
     }
 )
 
 # As ROUTING: primitives that JAX gives no public object.
-_ROUTING_BY_NAME = frozenset({"reshard", "mesh_cast", "pvary"})
+_ROUTING_BY_NAME = frozenset(
+    {"reshard", "mesh_cast", "all_gather_invariant", "all_gather_reduced", "all_to_all"}
+)
 
 
 def is_routing(primitive: Any) -> bool:
@@ -92,8 +114,15 @@ LINEAR = frozenset(
         lax.conj_p,
         lax.scatter_add_p,
         lax.scatter_sub_p,
+        *DEVICE_SUMS,
     }
 )
+_LINEAR_BY_NAME = frozenset({"reduce_scatter"})  # as LINEAR, without a public object
+
+
+def is_linear(primitive: Any) -> bool:
+    return primitive in LINEAR or primitive.name in _LINEAR_BY_NAME
+
 
 # Linear in the one operand at the given position that depends on the input; the rest is constant.
 LINEAR_IN = {
@@ -264,6 +293,7 @@ def conv_axes(params: dict[str, Any]) -> ConvAxes:
 
 # Moves that keep every element, so that an axis can be followed through them.
 RESHAPING = CAST | {
+    PVARY,
     p.name_p,
     lax.optimization_barrier_p,
     lax.reshape_p,

@@ -17,6 +17,7 @@ from jax.extend.core import primitives
 from relax._axes import along_weight
 from relax._graph import Graph, Layer, computing, replay
 from relax._joint import joint_map
+from relax._numerics import varying_like
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
 from relax._recognize.joint import JointDetails
@@ -282,7 +283,9 @@ class _Chain:
         if self.details.core is not None:
             core = self.graph.equations[self.details.core].outputs[0]
             dtype = self.graph.avals[core].dtype
-        zero = jnp.zeros(self.core_shape(), dtype)
+        first = self.details.steps[0].equation if self.details.core is None else self.details.core
+        aval = self.graph.avals[self.graph.equations[first].outputs[0]]
+        zero = varying_like(jnp.zeros(self.core_shape(), dtype), aval)
         return self._apply(zero, ("move", "scale", "shift"))
 
     def weight(self) -> Any:

@@ -11,7 +11,6 @@ from relax import _jaxpr
 from relax._errors import ArgumentError, message
 from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
-    LINEAR,
     LINEAR_IN,
     MAX_POOL,
     PRODUCT,
@@ -20,6 +19,7 @@ from relax._primitives import (
     SUM,
     WINNER,
     applies_function,
+    is_linear,
     is_routing,
 )
 from relax._recognize.activation import ActivationDetails, find_activations
@@ -216,7 +216,7 @@ def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
         return "linear"
     if is_routing(primitive) or (primitive in SUM and len(moving) == 1):
         return "routing"
-    if primitive in LINEAR:
+    if is_linear(primitive):
         return "linear"
     if primitive in LINEAR_IN:
         if len(moving) == 1 and moving[0] in LINEAR_IN[primitive]:

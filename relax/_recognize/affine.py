@@ -18,6 +18,7 @@ from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     CAST,
     CONV,
+    DEVICE_SUMS,
     ELEMENTWISE,
     RESHAPING,
     SCALE,
@@ -105,7 +106,7 @@ class Search:
         position = self.sole_tracked(equation)
         if position is None or len(equation.outputs) != 1:
             return None
-        if equation.primitive in RESHAPING | _CROPS:
+        if equation.primitive in RESHAPING | _CROPS or equation.primitive in DEVICE_SUMS:
             keeps = self.graph.is_float(equation.outputs[0])
             return Step(index, position, "move") if keeps else None
         if equation.primitive in SHIFT:
@@ -227,7 +228,8 @@ class Search:
                 break
             steps.append(step)
             value = equation.outputs[0]
-            if step.kind == "shift" or (step.kind == "scale" and self.is_weighted(step)):
+            ends = step.kind == "shift" or equation.primitive in DEVICE_SUMS
+            if ends or (step.kind == "scale" and self.is_weighted(step)):
                 end, kept = value, len(steps)
         return steps[:kept], end
 

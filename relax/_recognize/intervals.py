@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Equation, Graph
-from relax._primitives import CONV, DOT
+from relax._primitives import CONV, DOT, PVARY
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -261,5 +261,6 @@ _UNCHANGED = (
     lax.cummax_p,
     lax.cummin_p,
     p.name_p,
+    PVARY,
 )
 _INTERVALS |= dict.fromkeys(_UNCHANGED, _same)

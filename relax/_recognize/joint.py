@@ -19,6 +19,7 @@ from relax._recognize.facts import Facts
 
 _ADDS = frozenset({lax.add_p, p.add_jaxvals_p})
 _PARTS = frozenset({lax.slice_p, lax.split_p})
+_ATTEMPTS = 8
 Axes = tuple[int, ...]
 
 
@@ -84,12 +85,15 @@ def join_dense(
     replaced: set[int] = set()
     joint: list[Layer] = []
     for ends in groups.values():
-        cores = sorted(set().union(*(derived[end].of for end in ends)))
-        layer = _joined(search, derived, [dense[core] for core in cores], ends)
-        if layer is not None:
-            joint.append(layer)
-            claimed.update(layer.owned)
-            replaced.update(cores)
+        # what needs a result of the first sums cannot be one layer with them: fewer and fewer sums
+        for count in range(len(ends), max(len(ends) - _ATTEMPTS, 0), -1):
+            cores = sorted(set().union(*(derived[end].of for end in ends[:count])))
+            layer = _joined(search, derived, [dense[core] for core in cores], ends[:count])
+            if layer is not None:
+                joint.append(layer)
+                claimed.update(layer.owned)
+                replaced.update(cores)
+                break
     kept = [x for x in layers if x.kind != "dense" or x.details.core not in replaced]
     return kept + joint
 

@@ -16,7 +16,7 @@ from jax.extend.core import primitives as p
 
 from relax._axes import feature_axes
 from relax._graph import Equation, Graph, Layer, boundary, computing
-from relax._primitives import CAST, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
+from relax._primitives import CAST, DEVICE_SUMS, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
 from relax._recognize.regions import (
@@ -136,7 +136,8 @@ def _is_linear(regions: Regions, index: int, held: Mapping[int, int]) -> bool:
     """Whether a step is linear in what is normalized, its statistic held."""
     equation = regions.graph.equations[index]
     moving = regions.tracked_inputs(index)
-    if not moving or index in held or equation.primitive in _LINEAR | {lax.reduce_sum_p}:
+    sums = equation.primitive is lax.reduce_sum_p or equation.primitive in DEVICE_SUMS
+    if not moving or index in held or sums or equation.primitive in _LINEAR:
         return True
     divides = equation.primitive is lax.div_p and regions.facts.tracked[equation.inputs[1]]
     return equation.primitive in SCALE and len(moving) == 1 and not divides
@@ -184,7 +185,8 @@ def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> l
     found = regions.behind(before)
     if graph.equations[before].primitive is not lax.sub_p or found is None or len(found[1]) == 1:
         return body
-    linear = primitives(graph, found[1]) <= _LINEAR | SCALE | {lax.reduce_sum_p}
+    known = {a for a in primitives(graph, found[1]) if a not in DEVICE_SUMS}
+    linear = known <= _LINEAR | SCALE | {lax.reduce_sum_p}
     whole = regions.closed(sorted({*found[1], *body}), end)
     return whole if linear and whole is not None else body
 

@@ -10,7 +10,7 @@ from typing import Any
 from jax import lax
 
 from relax._graph import Equation, Graph
-from relax._primitives import DOT, ELEMENTWISE, RESHAPING
+from relax._primitives import DEVICE_SUMS, DOT, ELEMENTWISE, RESHAPING
 from relax._recognize.facts import Facts
 
 REDUCTIONS = frozenset(
@@ -29,6 +29,7 @@ _ALLOWED = (
     | RESHAPING
     | REDUCTIONS
     | SEGMENTS
+    | DEVICE_SUMS
     | {lax.concatenate_p, lax.slice_p, lax.pad_p, lax.split_p, lax.rev_p, lax.stop_gradient_p}
 )
 

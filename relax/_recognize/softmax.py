@@ -16,6 +16,7 @@ from relax._graph import Graph, Layer, boundary, computing
 from relax._jaxpr import is_own_derivative
 from relax._primitives import (
     CAST,
+    DEVICE_SUMS,
     DOT,
     ELEMENTWISE,
     RESHAPING,
@@ -282,7 +283,7 @@ def _readers(regions: Regions, index: int) -> Iterator[int]:
         equation = regions.graph.equations[later]
         if later in regions.claimed or reached.isdisjoint(equation.inputs):
             continue
-        if equation.primitive not in _AFTER:
+        if equation.primitive not in _AFTER and equation.primitive not in DEVICE_SUMS:
             continue
         reached.update(equation.outputs)
         yield later
