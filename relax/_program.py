@@ -219,5 +219,16 @@ def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, Tap
                     remedy=f"Nearest: {close or 'none, the function has no layers'}.",
                 )
             )
+        for section, layer in own:
+            if section.sharded:
+                raise ArgumentError(
+                    message(
+                        f"at={test.name} names a layer inside of a shard_map, whose values have no "
+                        "place outside of it",
+                        where=layer.where,
+                        path=layer.label,
+                        remedy="Take relevance at a layer around it, or call lrp inside of it.",
+                    )
+                )
         found |= {layer.label: (id(section), layer.outputs[0]) for section, layer in own}
     return found

@@ -25,6 +25,7 @@ class Section:
       graph, facts, layers: its own; layers in evaluation order.
       inner: sections of the programs that its equations run, by equation.
       lengths: of the scans around it, outermost first.
+      sharded: it is mapped over the devices of a mesh.
       names: paths of arguments and closed-over arrays, by value.
     """
 
@@ -33,6 +34,7 @@ class Section:
     layers: list[Layer]
     inner: dict[int, tuple[Section, ...]]
     lengths: tuple[int, ...]
+    sharded: bool
     names: dict[int, str]
 
     def every(self) -> Iterator[tuple[Section, Layer]]:
@@ -59,7 +61,7 @@ def find_sections(
       names: paths of the arguments and closed-over arrays, by value.
       closure_names: of closed-over arrays, by identity.
     """
-    root = _find(graph, facts, names, closure_names, ())
+    root = _find(graph, facts, names, closure_names, (), False)
     _mark_first(root, [False] * len(graph.inputs))
     seen: dict[str, int] = {}
     for index, (section, layer) in enumerate(root.every()):
@@ -73,6 +75,7 @@ def _find(
     names: Mapping[int, str],
     closure_names: Mapping[int, str],
     lengths: tuple[int, ...],
+    sharded: bool,
 ) -> Section:
     known = dict(names) | {
         value: closure_names[id(array)]
@@ -97,10 +100,11 @@ def _find(
                 },
                 closure_names,
                 lengths + loop,
+                sharded or control.kind == "shard_map",
             )
             for body, found in zip(equation.bodies, own, strict=True)
         )
-    return Section(graph, facts, find_layers(graph, facts), inner, lengths, known)
+    return Section(graph, facts, find_layers(graph, facts), inner, lengths, sharded, known)
 
 
 def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:

@@ -97,3 +97,122 @@ def test_resharding_moves_data(params, x):
         close(
             relax.lrp(model, rules.Flat())(params, x), relax.lrp(network, rules.Flat())(params, x)
         )
+
+
+def block(p, x, add_up):
+    """A feed-forward block whose hidden features are spread over devices by ``add_up``."""
+    h = x @ p["w"] + p["b"].reshape(1, 1, -1)
+    mean = add_up(h.sum(-1, keepdims=True)) / 8
+    h = (h - mean) / jnp.sqrt(add_up(((h - mean) ** 2).sum(-1, keepdims=True)) / 8 + 1e-5)
+    e = jnp.exp(h)
+    h = jax.nn.relu(h) * (e / add_up(e.sum(-1, keepdims=True)))
+    return x + jnp.tanh(add_up(h @ p["v"]) + p["c"].reshape(1, 1, -1))
+
+
+BLOCK = {"w": (4, 8), "b": (8,), "v": (8, 4), "c": (4,)}
+BLOCK_SPECS = {"w": P(None, "model"), "b": P("model"), "v": P("model", None), "c": P(None)}
+
+
+def inside(check, over_layers=False):
+    """The block, tensor parallel over two devices and its batch over two more."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    specs = {"in_specs": (BLOCK_SPECS, P("data")), "out_specs": P("data"), "check_vma": check}
+    body = lambda p, x: block(p, x, lambda v: lax.psum(v, "model"))
+    mapped = jax.shard_map(body, mesh=mesh, **specs)
+    if not over_layers:
+        return mapped
+    return lambda p, x: lax.scan(lambda x, _: (jax.checkpoint(mapped)(p, x), None), x, None, 2)[0]
+
+
+INSIDE = {
+    **RULES,
+    "Epsilon 0.1": rules.Epsilon(0.1),
+    "share": rules.Epsilon(0.1, bias_share=0.5),
+    "attnlrp": composites.attnlrp(),
+    "cp_lrp": composites.cp_lrp(),
+}
+
+
+@pytest.fixture
+def block_params(rng):
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in BLOCK.items()}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_shard_map_inside_of_the_function(name, block_params, x):
+    """A layer is the sum over all devices, and so are softmax and normalization."""
+    whole = lambda p, x: block(p, x, lambda v: v)
+    expected = jax.jit(relax.lrp(whole, INSIDE[name]))(block_params, x)
+    for check in (True, False):
+        got = jax.jit(relax.lrp(inside(check), INSIDE[name]))(block_params, x)
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+    kinds = lambda f: [row.kind for row in relax.layers(f, INSIDE[name])(block_params, x)]
+    assert kinds(inside(True)) == kinds(whole)
+
+
+@pytest.mark.parametrize("name", ["share", "attnlrp", "Gamma"])
+def test_derivatives_and_vmap_through_a_shard_map(name, block_params, x):
+    whole = lambda p, x: block(p, x, lambda v: v)
+
+    def loss(function):
+        return lambda p, x: jnp.sin(relax.lrp(function, INSIDE[name])(p, x)).sum()
+
+    for way in (jax.grad, lambda f, n: jax.vmap(jax.grad(f, n), (None, 0))):
+        batch = x if way is jax.grad else jnp.stack([x, 2 * x])
+        expected = jax.jit(way(loss(whole), (0, 1)))(block_params, batch)
+        got = jax.jit(way(loss(inside(True)), (0, 1)))(block_params, batch)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_shard_map_in_a_scan_under_checkpoint(block_params, x):
+    whole = lambda p, x: block(p, block(p, x, lambda v: v), lambda v: v)
+    got = jax.jit(relax.lrp(inside(True, over_layers=True), rules.Gamma()))(block_params, x)
+    np.testing.assert_allclose(got, relax.lrp(whole, rules.Gamma())(block_params, x), rtol=1e-9)
+
+
+def test_moves_between_devices(x):
+    """all_gather, ppermute, all_to_all and reduce_scatter hand relevance on; pmean shares it."""
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(AxisType.Auto,))
+
+    def body(x):
+        x = lax.ppermute(x, "i", [(i, (i + 1) % 4) for i in range(4)])
+        every = lax.all_gather(x, "i", tiled=True)
+        own = lax.psum_scatter(every * lax.axis_index("i"), "i", tiled=True)
+        turned = lax.all_to_all(x.reshape(1, 4, 5), "i", 1, 0, tiled=True).reshape(1, 5, 4)
+        return own + turned * lax.pmean(x, "i")
+
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+
+    def oracle(x):
+        x = jnp.roll(x, 1, 0)
+        return 6 * x + x.reshape(4, 4, 5).swapaxes(0, 1).reshape(4, 5, 4) * x.mean(0, keepdims=True)
+
+    close(jax.jit(mapped)(x), oracle(x))
+    close(jax.jit(relax.lrp(mapped, rules.Epsilon()))(x), relax.lrp(oracle, rules.Epsilon())(x))
+
+
+def test_names_of_mapped_axes(rng):
+    """Collectives under vmap, around lrp and inside of the function."""
+    w, x = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.normal(size=(5, 4)))
+
+    def one(x):
+        z = x @ w
+        z = (z - lax.pmean(z, "i")) / jnp.sqrt(lax.pmean(z**2, "i") + 1e-3)
+        return z + lax.all_gather(jnp.tanh(x @ w), "i").sum(0)
+
+    def oracle(x):
+        z = x @ w
+        centered = z - z.mean(0, keepdims=True)
+        z = centered / jnp.sqrt((z**2).mean(0, keepdims=True) + 1e-3)
+        return z + jnp.tanh(x @ w).sum(0, keepdims=True)
+
+    for rule in (rules.Epsilon(0.1), rules.ZPlus()):
+        expected = relax.lrp(oracle, rule)(x)
+        close(relax.lrp(lambda x: jax.vmap(one, axis_name="i")(x), rule)(x), expected)
+        close(jax.jit(jax.vmap(relax.lrp(one, rule), axis_name="i"))(x), expected)
+
+
+def test_latent_relevance_inside_of_a_shard_map_is_refused(block_params, x):
+    with pytest.raises(relax.ArgumentError, match=r"inside of a shard_map.*test_sharding\.py"):
+        relax.lrp(inside(True), at="tanh")(block_params, x)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jax import lax
+from jax.extend.core.primitives import linear_solve_p
 
 from relax import _jaxpr
 from relax._errors import ArgumentError, message
@@ -218,6 +219,9 @@ def _single_kind(graph: Graph, facts: Facts, equation: Equation) -> str:
         return "routing"
     if is_linear(primitive):
         return "linear"
+    if primitive is linear_solve_p:  # linear in the right side, if the matrix is a constant
+        own = sum(equation.params["const_lengths"])
+        return "linear" if min(moving) >= own and len(equation.outputs) == 1 else "unsupported"
     if primitive in LINEAR_IN:
         if len(moving) == 1 and moving[0] in LINEAR_IN[primitive]:
             return "linear"

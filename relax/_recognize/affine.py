@@ -106,7 +106,7 @@ class Search:
         position = self.sole_tracked(equation)
         if position is None or len(equation.outputs) != 1:
             return None
-        if equation.primitive in RESHAPING | _CROPS or equation.primitive in DEVICE_SUMS:
+        if equation.primitive in RESHAPING | _CROPS or self.sums_devices(equation):
             keeps = self.graph.is_float(equation.outputs[0])
             return Step(index, position, "move") if keeps else None
         if equation.primitive in SHIFT:
@@ -122,6 +122,11 @@ class Search:
         factor = equation.inputs[1 - position]
         atoms = features_along(axes, self.varying(factor))
         return None if atoms is None else Step(index, position, "scale", atoms)
+
+    def sums_devices(self, equation: Equation) -> bool:
+        """A sum over devices, elementwise; over a mapped axis it is one of the array."""
+        same = self.graph.shape(equation.inputs[0]) == self.graph.shape(equation.outputs[0])
+        return equation.primitive in DEVICE_SUMS and same
 
     @staticmethod
     def _divides(equation: Equation, position: int) -> bool:
@@ -228,7 +233,7 @@ class Search:
                 break
             steps.append(step)
             value = equation.outputs[0]
-            ends = step.kind == "shift" or equation.primitive in DEVICE_SUMS
+            ends = step.kind == "shift" or self.sums_devices(equation)
             if ends or (step.kind == "scale" and self.is_weighted(step)):
                 end, kept = value, len(steps)
         return steps[:kept], end

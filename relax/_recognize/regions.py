@@ -40,7 +40,7 @@ def is_own_square(equation: Equation) -> bool:
 
 
 def is_sum(facts: Facts, equation: Equation) -> bool:
-    """A sum over axes, by segments, or written as the product with ones."""
+    """A sum over axes or devices, by segments, or written as the product with ones."""
     if equation.primitive is DOT:
         moving = [facts.tracked[v] for v in equation.inputs]
         others = [v for v, moves in zip(equation.inputs, moving, strict=True) if not moves]
@@ -51,7 +51,7 @@ def is_sum(facts: Facts, equation: Equation) -> bool:
             0,
             0,
         )
-    return equation.primitive is lax.reduce_sum_p
+    return equation.primitive is lax.reduce_sum_p or equation.primitive in DEVICE_SUMS
 
 
 class Regions:
