@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import loop_cost
 import relax
 from relax import composites, rules, select
 
@@ -339,6 +340,70 @@ def test_checkpoint_saves_memory_in_the_program_of_relevance():
         return explain.lower(p, x).compile().memory_analysis().temp_size_in_bytes
 
     assert size(jax.checkpoint) < 0.6 * size(lambda f: f)
+
+
+def test_checkpoint_of_48_scanned_transformer_blocks():
+    """As much is saved as the gradient saves, and relevance needs no more than it."""
+    sizes = {}
+    for name in ("48 blocks", "checkpoint"):
+        function, params, x = loop_cost.blocks(loop_cost.BLOCKS[name], width=32, time=32)
+        explain = relax.lrp(function, composites.attnlrp(), target=0)
+        own = loop_cost.count(explain, params, x)[1]
+        gradient = loop_cost.count(loop_cost.gradient_times_input(function), params, x)[1]
+        assert own <= 1.1 * gradient
+        sizes[name] = own
+    assert sizes["checkpoint"] < 0.2 * sizes["48 blocks"]
+
+
+def test_the_program_does_not_grow_with_the_number_of_steps():
+    """Neither what is traced nor what is compiled."""
+    traced, compiled = set(), set()
+    for time in (4, 400):
+        function, params, x = loop_cost.lstm(time, width=8)
+        explain = relax.lrp(function, composites.arras_lstm(), target=0)
+        traced.add(len(str(jax.make_jaxpr(explain)(params, x)).splitlines()))
+        compiled.add(loop_cost.count(explain, params, x)[2])
+    assert len(traced) == len(compiled) == 1
+
+
+def test_tracing_is_linear_in_the_program():
+    """Twice the layers are twice the equations, in a loop unrolled by hand."""
+    counts = []
+    for depth in (4, 8, 16):
+        p = [jnp.eye(3)] * depth
+
+        def function(p, x):
+            for w in p:
+                x = x + jnp.tanh(x @ w)
+            return x
+
+        jaxpr = jax.make_jaxpr(relax.lrp(function, composites.epsilon_plus()))(p, jnp.ones((2, 3)))
+        counts.append(len(str(jaxpr).splitlines()))
+    assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.05)
+
+
+def test_inner_jit_with_donated_and_sharded_arguments():
+    """What a call inside of the function promises about its arguments does not matter."""
+    inner = jax.jit(lambda x, w: jnp.tanh(x @ w), donate_argnums=0)
+    mesh = jax.make_mesh((1,), ("data",))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    placed = jax.jit(lambda x, w: jnp.tanh(x @ w), in_shardings=(spec, None), out_shardings=spec)
+    plain = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+    for call in (inner, placed):
+        function = lambda p, x, call=call: call(x * 1.0, p["w"]) @ p["v"]
+        for rule in (rules.Epsilon(0.1), rules.ZPlus()):
+            close(relax.lrp(function, rule)(PARAMS, X), relax.lrp(plain, rule)(PARAMS, X))
+
+
+def test_linear_solves():
+    """Linear in the right side; a matrix that depends on the input is a clear error."""
+    matrix = np.eye(X.shape[-1]) + 0.1 * np.tri(X.shape[-1])
+    solve = lambda x: jnp.linalg.solve(matrix, x)
+    x = X.reshape(-1, X.shape[-1])[0]
+    close(relax.lrp(solve, target=1)(x), np.linalg.inv(matrix)[1] * x)
+    inverse = lambda x: jnp.linalg.solve(matrix + jnp.outer(x, x), x)
+    with pytest.raises(relax.UnsupportedOperationError, match=r"test_control_flow\.py"):
+        relax.lrp(inverse)(x)
 
 
 def test_a_loop_without_end_is_a_clear_error():
