@@ -3,15 +3,17 @@
 A pickle is a program: it may name any callable there is and have it called. The reader here knows
 the few names that a plain state dict needs and refuses every other one. It knows both containers
 that ``torch.save`` has written: the zip archive (since PyTorch 1.6) and the row of pickles before.
+What is saved may be a state dict alone, or a dictionary in which it stands beside plain values.
 """
 
+import contextlib
 import io
 import os
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +40,7 @@ _DAMAGE = (
     EOFError,
     LookupError,
     MemoryError,
+    RecursionError,
     TypeError,
     ValueError,
     pickle.UnpicklingError,
@@ -110,7 +113,15 @@ _ALLOWED = {
 
 
 class _StateDictUnpickler(pickle.Unpickler):
-    """Knows ordered dictionaries, tensors and storages, and nothing else."""
+    """Knows ordered dictionaries, tensors and storages, and nothing else.
+
+    Attributes:
+        storages: those that were referred to, by key.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name of the allow-list; every other name is refused."""
@@ -123,7 +134,10 @@ class _StateDictUnpickler(pickle.Unpickler):
         kind, dtype, key, _, size, *view = pid
         if kind != "storage" or dtype not in _DTYPES.values() or any(view):
             raise CheckpointError(f"it refers to {pid!r}, which is no plain storage")
-        return _Storage(key, dtype, size)
+        storage = self.storages.setdefault(key, _Storage(key, dtype, size))
+        if (storage.dtype, storage.size) != (dtype, size):
+            raise CheckpointError(f"it refers to {key!r} as two storages")
+        return storage
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -141,10 +155,37 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             than named tensors, or names anything beyond the few callables of a state dict.
         OSError: the file cannot be opened.
     """
+    with _opened(path) as (state, read):
+        return {name: tensor.array(read(tensor.storage)) for name, tensor in _checked(state).items()}
+
+
+def load_nested(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """As ``load_checkpoint``, but of dictionaries in dictionaries, and of plain values in them.
+
+    Args:
+        path: a file that ``torch.save({"state": module.state_dict(), "layers": 2, ...}, path)``
+            wrote, zip archive or legacy.
+
+    Returns:
+        The dictionary; each tensor in it, however deep, is an array as ``load_checkpoint`` gives
+        it. Else there are only dictionaries, texts, numbers, booleans and None.
+
+    Raises:
+        CheckpointError: as for ``load_checkpoint``, and for every other type of value.
+        OSError: the file cannot be opened.
+    """
+    with _opened(path) as (saved, read):
+        if not isinstance(saved, dict):
+            raise CheckpointError(f"it holds {type(saved).__name__}, not a dictionary")
+        return _filled(saved, read, {})
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, _Reader]]:
+    """What was saved, and the reader of its storages; all that is wrong is a CheckpointError."""
     with Path(path).open("rb") as file:
         try:
-            state, read = _open_zip(file) if zipfile.is_zipfile(file) else _open_legacy(file)
-            return {name: tensor.array(read(tensor.storage)) for name, tensor in state.items()}
+            yield _open_zip(file) if zipfile.is_zipfile(file) else _open_legacy(file)
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(path)} was not loaded: {error}") from None
         except _DAMAGE as error:
@@ -162,7 +203,31 @@ def _checked(state: Any) -> Mapping[str, _Tensor]:
     return state
 
 
-def _open_zip(file: BinaryIO) -> tuple[Mapping[str, _Tensor], _Reader]:
+def _filled(saved: Mapping[Any, Any], read: _Reader, made: dict[int, Any]) -> dict[Any, Any]:
+    """The dictionary with arrays for tensors.
+
+    Args:
+        saved: what the pickle holds.
+        read: the reader of its storages.
+        made: the dictionaries that are filled already, by identity. A pickle of a hundred bytes
+            may hold one dictionary a million times, or in itself.
+    """
+    if id(saved) in made:
+        return made[id(saved)]
+    made[id(saved)] = filled = {}
+    for key, value in saved.items():
+        if isinstance(value, _Tensor):
+            filled[key] = value.array(read(value.storage))
+        elif isinstance(value, Mapping):
+            filled[key] = _filled(value, read, made)
+        elif value is None or isinstance(value, str | int | float):
+            filled[key] = value
+        else:
+            raise CheckpointError(f"its entry {key!r} is {type(value).__name__}, no plain value")
+    return filled
+
+
+def _open_zip(file: BinaryIO) -> tuple[Any, _Reader]:
     """An archive of <root>/data.pkl and, for each storage, <root>/data/<key>."""
     with zipfile.ZipFile(file) as archive:
         members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
@@ -170,11 +235,11 @@ def _open_zip(file: BinaryIO) -> tuple[Mapping[str, _Tensor], _Reader]:
         raise CheckpointError("it is a zip archive without data.pkl")
     if members.get("byteorder", b"little") != b"little":
         raise CheckpointError("it was written on a big-endian machine")
-    state = _checked(_StateDictUnpickler(io.BytesIO(members["data.pkl"])).load())
+    state = _StateDictUnpickler(io.BytesIO(members["data.pkl"])).load()
     return state, lambda storage: storage.decode(members[f"data/{storage.key}"])
 
 
-def _open_legacy(file: BinaryIO) -> tuple[Mapping[str, _Tensor], _Reader]:
+def _open_legacy(file: BinaryIO) -> tuple[Any, _Reader]:
     """Five pickles (magic, protocol, system, state, keys), then the numbers behind each key."""
     file.seek(0)
     if _StateDictUnpickler(file).load() != _LEGACY_MAGIC:
@@ -183,8 +248,8 @@ def _open_legacy(file: BinaryIO) -> tuple[Mapping[str, _Tensor], _Reader]:
         raise CheckpointError(f"its protocol {protocol!r} is unknown")
     if not _StateDictUnpickler(file).load()["little_endian"]:
         raise CheckpointError("it was written on a big-endian machine")
-    state = _checked(_StateDictUnpickler(file).load())
-    storages = {tensor.storage.key: tensor.storage for tensor in state.values()}
+    unpickler = _StateDictUnpickler(file)
+    state, storages = unpickler.load(), unpickler.storages
     flat = {}
     for key in _StateDictUnpickler(file).load():
         (size,) = struct.unpack("<q", file.read(8))
