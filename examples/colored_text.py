@@ -15,6 +15,7 @@ from words import Word, visible
 
 ROWS = 16
 _BAR = 24
+_BARS = 40  # All bars of a row together.
 _BAR_LIMIT = 1.5  # Bars show their size by length, so that their color need not be full.
 
 
@@ -22,28 +23,43 @@ class Passage(NamedTuple):
     """A text that a model has read, word by word, and what it went on with.
 
     Attributes:
-        start: the mark at which the text begins and which no reader sees. It may hold many times
-            the relevance of a word, so that no color depends on it.
+        start: the mark at which the text begins and which no reader sees, if there is one. It may
+            hold many times the relevance of a word, so that no color depends on it.
         words: what was given.
         generated: what the model itself has added, up to the answer.
         answer: the last token, which nothing follows, so that it has no relevance.
+        scale: the limit of several passages that are to be compared.
     """
 
-    start: Word
+    start: Word | None
     words: Sequence[Word]
-    generated: Sequence[Word]
-    answer: str
+    generated: Sequence[Word] = ()
+    answer: str = ""
+    scale: float | None = None
 
     @property
     def limit(self) -> float:
         """The relevance, of either sign, that gets the full color: the largest of a word."""
+        if self.scale is not None:
+            return self.scale
         shares = [word.relevance for word in (*self.words, *self.generated)]
         return color_limit(np.array(shares), percentile=100)
 
     @property
     def total(self) -> float:
         """The relevance of the words and of the start."""
-        return sum(word.relevance for word in (self.start, *self.words, *self.generated))
+        return sum(word.relevance for word in (*self.marks, *self.words, *self.generated))
+
+    @property
+    def marks(self) -> Sequence[Word]:
+        """The start, if there is one."""
+        return () if self.start is None else (self.start,)
+
+
+def comparable(passages: Mapping[str, Passage]) -> dict[str, Passage]:
+    """The passages with one limit for all, that of the one which has the largest."""
+    limit = max(passage.limit for passage in passages.values())
+    return {name: passage._replace(scale=limit) for name, passage in passages.items()}
 
 
 def colors(relevance: float, limit: float) -> tuple[str, str]:
@@ -80,27 +96,65 @@ def bars(passage: Passage, rows: int = ROWS) -> Text:
         passage: the words.
         rows: of more words than these only the most relevant have a row.
     """
-    words = [*passage.words, *passage.generated]
-    by_size = sorted(range(len(words)), key=lambda i: -abs(words[i].relevance))
-    chosen = [words[i] for i in sorted(by_size[:rows])]
-    names = [_name(word) for word in (passage.start, *chosen)]
-    width = max(map(len, names))
+    return _rows([passage], rows, _BAR)
+
+
+def side_by_side(passages: Mapping[str, Passage], rows: int = ROWS) -> Text:
+    """As ``bars``, of the same words in several passages, whose names stand above.
+
+    Args:
+        passages: name to passage; their colors and bars compare if they are ``comparable``.
+        rows: of more words than these only those most relevant in a passage have a row.
+    """
+    length = min(_BARS // len(passages), _BAR)
+    return _rows([*passages.values()], rows, length, [*passages])
+
+
+def _rows(
+    passages: Sequence[Passage], rows: int, length: int, headings: Sequence[str] = ()
+) -> Text:
+    columns = _chosen(passages, rows)
+    width = max(len(_name(word)) for word in columns[0])
     text = Text()
-    for word, name in zip((passage.start, *chosen), names, strict=True):
-        length = min(round(_BAR * abs(word.relevance) / passage.limit), _BAR)
-        ground, _ = colors(np.sign(word.relevance), _BAR_LIMIT)
-        text.append(f"{name:>{width}}  {number(word.relevance, passage.limit):>8}")
-        text.append("  " + "█" * length if length else "", Style(color=ground)).append("\n")
-    if len(words) > rows:
-        text.append(f"and {len(words) - rows} of less relevance\n")
-    return text
+    if headings:
+        above = "".join(f"  {heading:>8}  {'':{length}}" for heading in headings)
+        text.append(f"{'':{width}}{above}".rstrip() + "\n", Style(bold=True))
+    for row in zip(*columns, strict=True):
+        text.append(f"{_name(row[0]):>{width}}")
+        for word, passage in zip(row, passages, strict=True):
+            bar = "█" * round(length * _share(word, passage))
+            text.append(f"  {number(word.relevance, passage.limit):>8}  ")
+            text.append(f"{bar:{length}}", Style(color=_bar_color(word)))
+        text.rstrip()
+        text.append("\n")
+    left = len(passages[0].words) + len(passages[0].generated) - rows
+    return text.append(f"and {left} of less relevance\n" if left > 0 else "")
+
+
+def _chosen(passages: Sequence[Passage], rows: int) -> list[list[Word]]:
+    """Of each passage the start and the words that have a row, the same in all."""
+    columns = [[*passage.words, *passage.generated] for passage in passages]
+    sizes = [max(abs(word.relevance) for word in row) for row in zip(*columns, strict=True)]
+    largest = sorted(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:rows])
+    return [
+        [*passage.marks, *(column[i] for i in largest)]
+        for passage, column in zip(passages, columns, strict=True)
+    ]
+
+
+def _share(word: Word, passage: Passage) -> float:
+    return min(abs(word.relevance) / passage.limit, 1.0)
+
+
+def _bar_color(word: Word) -> str:
+    return colors(np.sign(word.relevance), _BAR_LIMIT)[0]
 
 
 def html_page(
     title: str,
     about: str,
     probabilities: Sequence[tuple[str, float]],
-    passages: Mapping[str, Passage],
+    passages: Mapping[str, Passage | Mapping[str, Passage]],
 ) -> str:
     """A page that needs no other file; the number of a word shows where the mouse is.
 
@@ -108,7 +162,8 @@ def html_page(
         title: what is explained.
         about: what explains it, small.
         probabilities: the tokens that might come next, each with how probable it is.
-        passages: for the name of each rule, the words and their relevance.
+        passages: for the name of each rule, the words and their relevance; or several passages of
+            the same words, of which bars stand side by side.
     """
     return _PAGE.substitute(
         title=html.escape(title),
@@ -119,7 +174,10 @@ def html_page(
             f'<td><i style="width: {10 * share:.2f}rem"></i></td></tr>'
             for token, share in probabilities
         ),
-        passages="\n".join(_section(name, passage) for name, passage in passages.items()),
+        passages="\n".join(
+            _section(name, shown) if isinstance(shown, Passage) else _comparison(name, shown)
+            for name, shown in passages.items()
+        ),
     )
 
 
@@ -128,14 +186,34 @@ def _section(name: str, passage: Passage) -> str:
     given = "".join(_span(word, limit) for word in passage.words)
     added = "".join(_span(word, limit) for word in passage.generated)
     space, answer = _split(passage.answer)
+    start = "".join(
+        f"The start of the text, {html.escape(_name(mark))}, has "
+        f"{number(mark.relevance, limit)}; the sum is "
+        for mark in passage.marks
+    )
     return _SECTION.substitute(
         name=html.escape(name),
-        text=f"{given}<u>{added}</u>{space}<b>{html.escape(answer)}</b>",
-        start=html.escape(_name(passage.start)),
-        start_relevance=number(passage.start.relevance, limit),
+        text=f"{given}<u>{added}</u>{space}" + (f"<b>{html.escape(answer)}</b>" if answer else ""),
+        start=start or "The sum is ",
         total=number(passage.total, limit),
         limit=number(limit, limit).lstrip("+"),
     )
+
+
+def _comparison(name: str, passages: Mapping[str, Passage]) -> str:
+    columns = [[*passage.words, *passage.generated] for passage in passages.values()]
+    names = "".join(f'<th colspan="2">{html.escape(heading)}</th>' for heading in passages)
+    lines = [f"<tr><th></th>{names}</tr>"]
+    for row in zip(*columns, strict=True):
+        cells = [f"<td><code>{html.escape(_name(row[0]))}</code></td>"]
+        for word, passage in zip(row, passages.values(), strict=True):
+            width = f"{_BARS / len(passages) / 2 * _share(word, passage):.2f}rem"
+            cells.append(
+                f"<td>{number(word.relevance, passage.limit)}</td>"
+                f'<td><i style="width: {width}; background: {_bar_color(word)}"></i></td>'
+            )
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return _COMPARISON.substitute(name=html.escape(name), rows="\n".join(lines))
 
 
 def _span(word: Word, limit: float) -> str:
@@ -167,8 +245,15 @@ def _name(word: Word) -> str:
 _SECTION = string.Template("""<section>
 <h2>$name</h2>
 <p class="text">$text</p>
-<p class="small">The start of the text, $start, has $start_relevance; the sum is $total;
+<p class="small">$start$total;
 full color at ±$limit.</p>
+</section>""")
+
+_COMPARISON = string.Template("""<section>
+<h2>$name</h2>
+<table class="bars">
+$rows
+</table>
 </section>""")
 
 _PAGE = string.Template("""<!DOCTYPE html>
@@ -185,6 +270,9 @@ h2 { font: bold 0.9rem ui-monospace, monospace; margin: 2rem 0 0; }
 code { white-space: pre; }
 td { padding-right: 0.8rem; }
 td:first-child { text-align: right; }
+.bars { margin-top: 0.5rem; }
+.bars th { padding-left: 1rem; text-align: left; }
+.bars td:nth-child(even) { padding-left: 1rem; text-align: right; }
 i { background: #c8c8c8; display: block; height: 0.7rem; }
 .small { color: #666666; font-size: 0.85rem; margin: 0.3rem 0; }
 .text {

@@ -156,7 +156,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         OSError: the file cannot be opened.
     """
     with _opened(path) as (state, read):
-        return {name: tensor.array(read(tensor.storage)) for name, tensor in _checked(state).items()}
+        return {
+            name: tensor.array(read(tensor.storage)) for name, tensor in _checked(state).items()
+        }
 
 
 def load_nested(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -203,7 +205,7 @@ def _checked(state: Any) -> Mapping[str, _Tensor]:
     return state
 
 
-def _filled(saved: Mapping[Any, Any], read: _Reader, made: dict[int, Any]) -> dict[Any, Any]:
+def _filled(saved: Mapping[Any, Any], read: _Reader, made: dict[int, Any]) -> dict[str, Any]:
     """The dictionary with arrays for tensors.
 
     Args:
@@ -216,6 +218,8 @@ def _filled(saved: Mapping[Any, Any], read: _Reader, made: dict[int, Any]) -> di
         return made[id(saved)]
     made[id(saved)] = filled = {}
     for key, value in saved.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"its key {key!r} is {type(key).__name__}, no text")
         if isinstance(value, _Tensor):
             filled[key] = value.array(read(value.storage))
         elif isinstance(value, Mapping):

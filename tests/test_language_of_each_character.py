@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -576,6 +577,13 @@ class TestTrained:
         (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("canceled ")]
         shares = [float(cell) for cell in row if cell[0] in "+-"]
         assert shares[0] < 0 < shares[1]
+        readme = (Path(example.__file__).parents[1] / "README.md").read_text("utf-8")
+        (shown,) = (b for b in readme.split("```") if "canceled" in b and "morgen" in b)
+        for line in shown.splitlines()[2:]:  # to half a unit of the last digit
+            word, *numbers = [cell for cell in line.split() if "█" not in cell]
+            found = next(own.split() for own in out.splitlines() if own.strip().startswith(word))
+            own = [float(cell) for cell in found if cell[0] in "+-"]
+            np.testing.assert_allclose([float(n) for n in numbers], own, atol=0.011)
         reader = PageReader()
         reader.feed(output.read_text("utf-8"))
         assert reader.text.count(example.TEXT) == 2
