@@ -47,6 +47,14 @@ def epsilon(x, w, b, r, zero_bias=False, bias_share=0.0, epsilon=1e-6, **how):
     return share(contributions, total, r, epsilon, **how)
 
 
+def epsilon_of_sum(x, w, b, r, bias_share, epsilon):
+    """A sum of two slices of x: every feature of both takes the same part of what is absorbed."""
+    total = x @ w
+    absorbed = epsilon * np.where(total >= 0, 1, -1)
+    part = bias_share * (absorbed * r / (total + absorbed)).sum() / (2 * len(total))
+    return share(x[:, None] * w, total, r, epsilon) + part * w.sum(1)
+
+
 def zplus(x, w, b, r, zero_bias=False, **how):
     x, w = x[:, None], w
     contributions = plus(x) * plus(w) + minus(x) * minus(w)
