@@ -138,11 +138,20 @@ def explain(form, name):
 IN_PIECES = (in_pieces, in_slices, interleaved)  # a mask would have their order
 
 
-@pytest.mark.parametrize(
-    ("form", "name"),
-    [(f, n) for f in FORMS for n in RULES if not (f in IN_PIECES and n == "Mask")],
-    ids=lambda value: value if isinstance(value, str) else value.__name__,
-)
+QUICK = ("Epsilon", "bias_share", "AlphaBeta")  # with every form; every rule with two of them
+
+
+def cases():
+    for form in FORMS:
+        for name in RULES:
+            if form in IN_PIECES and name == "Mask":
+                continue
+            quick = name in QUICK or form in (added, in_pieces)
+            marks = () if quick else pytest.mark.slow
+            yield pytest.param(form, name, marks=marks, id=f"{form.__name__}-{name}")
+
+
+@pytest.mark.parametrize(("form", "name"), list(cases()))
 def test_equal_to_the_product_with_one_weight(form, name, p, xh):
     tolerance = 1e-5 if form is cast else 1e-9
     got = jax.jit(explain(form, name))(p, *xh)
@@ -159,8 +168,15 @@ def test_it_is_one_layer(form, p, xh):
     assert [r.kind for r in rest].count("sum") == 1  # that of the gates
 
 
-@pytest.mark.parametrize("name", ["bias_share", "Gamma", "Flat", "ZBox"])
-@pytest.mark.parametrize("form", [added, in_pieces], ids=lambda form: form.__name__)
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (in_pieces, "bias_share"),
+        pytest.param(added, "Gamma", marks=pytest.mark.slow),
+        pytest.param(in_pieces, "Flat", marks=pytest.mark.slow),
+        pytest.param(added, "ZBox", marks=pytest.mark.slow),
+    ],
+)
 def test_derivatives_vmap_scan_and_checkpoint(form, name, p, xh):
     def loss(form):
         return lambda p, x, h: sum(jnp.sin(r).sum() for r in explain(form, name)(p, x, h))

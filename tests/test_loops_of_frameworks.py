@@ -16,7 +16,6 @@ from relax import composites, rules
 
 DEPTH, WIDTH = 3, 4
 RULES = {
-    "Epsilon": rules.Epsilon(0.1),
     "ZPlus": rules.ZPlus(),
     "attnlrp": composites.attnlrp(),
 }
@@ -82,7 +81,13 @@ def by_equinox(remat):
     return function, arrays, arrays.weight.swapaxes(1, 2), arrays.bias
 
 
-@pytest.mark.parametrize("remat", [False, True], ids=["plain", "checkpoint"])
+@pytest.mark.parametrize(
+    "remat",
+    [
+        pytest.param(False, id="plain", marks=pytest.mark.slow),
+        pytest.param(True, id="checkpoint"),
+    ],
+)
 @pytest.mark.parametrize("made", [by_nnx, by_haiku, by_equinox], ids=lambda f: f.__name__)
 def test_equal_to_a_loop_over_the_layers(made, remat, rng):
     x = jnp.asarray(rng.normal(size=(2, WIDTH)))

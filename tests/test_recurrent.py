@@ -328,26 +328,29 @@ def carried_over(w):
     return {"params": params}
 
 
+SENTENCES = [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 9))]
+RECORDED = [(0.0, 0.0), (0.001, 0.0), (0.01, 0.0), (0.0, 1.0), (0.001, 1.0)]  # epsilon, factor
+
+
 @recorded
-@pytest.mark.parametrize("epsilon", [0.0, 0.001, 0.01])
-@pytest.mark.parametrize("factor", [0.0, 1.0])
-def test_numbers_of_the_authors(epsilon, factor):
+@pytest.mark.parametrize(("epsilon", "factor"), RECORDED)
+@pytest.mark.parametrize(
+    "sentence", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 9))]
+)
+def test_numbers_of_the_authors(epsilon, factor, sentence):
     """To 1e-9, by lax.scan and by `nn.RNN(nn.OptimizedLSTMCell)` with the weights carried over."""
     w = dict(np.load(REFERENCE / "weights.npz"))
     arrays = np.load(REFERENCE / "expected_arrays.npz")
+    x, ending = arrays[f"s{sentence}_x"], f"_eps{epsilon}_bf{factor}_Rx"
+    names = [n for n in arrays if n.startswith(f"s{sentence}_") and n.endswith(ending)]
+    targets = jnp.array([int(name.split("_")[1][1:]) for name in names])
+    expected = np.stack([arrays[name] for name in names])
+    scale = np.abs(expected).max((1, 2), keepdims=True)
     rule = composites.arras_lstm(epsilon, factor)
-    ending = f"_eps{epsilon}_bf{factor}_Rx"
-    names = [name for name in arrays if name.endswith(ending)]
-    if not names:
-        assert (epsilon, factor) == (0.01, 1.0)  # the one pair that was not recorded
-        return
-    for name in names:
-        sentence, target = name.split("_")[:2]
-        x, expected = arrays[f"{sentence}_x"], arrays[name]
-        scale = np.abs(expected).max()
-        for function, params in ((scanned, w), (Bidirectional().apply, carried_over(w))):
-            got = jax.jit(relax.lrp(function, rule, target=int(target[1:])))(params, x)
-            np.testing.assert_allclose(got / scale, expected / scale, atol=1e-9, err_msg=name)
+    for function, params in ((scanned, w), (Bidirectional().apply, carried_over(w))):
+        explain = lambda t, f=function, p=params: relax.lrp(f, rule, target=t)(p, x)
+        got = jax.jit(jax.vmap(explain))(targets)
+        np.testing.assert_allclose(got / scale, expected / scale, atol=1e-9)
 
 
 def step_by_step(p, carry, x):

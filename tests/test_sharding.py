@@ -138,7 +138,13 @@ def block_params(rng):
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in BLOCK.items()}
 
 
-@pytest.mark.parametrize("name", INSIDE)
+QUICK = ("Epsilon 0.1", "share", "AlphaBeta", "Flat", "attnlrp", "cp_lrp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in INSIDE],
+)
 def test_shard_map_inside_of_the_function(name, block_params, x):
     """A layer is the sum over all devices, and so are softmax and normalization."""
     whole = lambda p, x: block(p, x, lambda v: v)
@@ -150,7 +156,14 @@ def test_shard_map_inside_of_the_function(name, block_params, x):
     assert kinds(inside(True)) == kinds(whole)
 
 
-@pytest.mark.parametrize("name", ["share", "attnlrp", "Gamma"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attnlrp",
+        pytest.param("share", marks=pytest.mark.slow),
+        pytest.param("Gamma", marks=pytest.mark.slow),
+    ],
+)
 def test_derivatives_and_vmap_through_a_shard_map(name, block_params, x):
     whole = lambda p, x: block(p, x, lambda v: v)
 

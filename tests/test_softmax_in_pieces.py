@@ -137,7 +137,10 @@ def test_equal_to_the_softmax_in_one_piece(form, rules_, weights, x):
     assert "activation" not in kinds or form is by_reciprocal
 
 
-@pytest.mark.parametrize("form", [behind_the_values, by_segments_behind_the_values])
+@pytest.mark.parametrize(
+    "form",
+    [by_segments_behind_the_values, pytest.param(behind_the_values, marks=pytest.mark.slow)],
+)
 def test_its_derivative_is_that_of_the_softmax_in_one_piece(form, weights, x):
     """Through the parameters and the input, batched, in a scan and under checkpoint."""
 
