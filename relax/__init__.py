@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from relax import composites, select
     from relax._assign import Composite
     from relax.custom import custom_relprop
+    from relax.ledger import Ledger, ledger
     from relax.plan import Plan, layers
 
 __version__ = "0.1.0"
@@ -30,10 +31,12 @@ __version__ = "0.1.0"
 # Imported on first use, with the engine, so that `import relax` stays light.
 _LAZY = {
     "Composite": "relax._assign",
+    "Ledger": "relax.ledger",
     "Plan": "relax.plan",
     "composites": "",
     "custom_relprop": "relax.custom",
     "layers": "relax.plan",
+    "ledger": "relax.ledger",
     "select": "",
 }
 
@@ -41,6 +44,7 @@ __all__ = [
     "ArgumentError",
     "Composite",
     "HyperparameterError",
+    "Ledger",
     "Plan",
     "RelaxError",
     "RelaxWarning",
@@ -52,6 +56,7 @@ __all__ = [
     "composites",
     "custom_relprop",
     "layers",
+    "ledger",
     "lrp",
     "rules",
     "select",

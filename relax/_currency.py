@@ -57,7 +57,7 @@ def find_currencies(
             _through_bodies(section, rules, result, index, equation)
             continue
         layer = owner.get(index)
-        if layer is not None and layer.equations[-1] != index:
+        if layer is not None and layer.closing != index:
             continue
         outputs = [v for v in (layer.outputs if layer else equation.outputs) if tracked[v]]
         if not outputs:

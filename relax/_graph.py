@@ -290,6 +290,8 @@ class Layer:
       shared: equations of it that are evaluated by themselves as well, for other readers.
       path: scope path; ``occurrence`` counts the layers that share it.
       weight_paths: of its weight in the arguments, if known; of all, if it has several inputs.
+      scopes: of the parts of a layer of several inputs.
+      closes: the equation at which it is evaluated, if that is not its last.
       behind: reached by the explained input through a dense layer or convolution; ``first``: it is
         one itself, and not behind any.
       details: what the rules of this kind need to know.
@@ -306,12 +308,19 @@ class Layer:
     path: str = ""
     occurrence: int = 0
     weight_paths: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    closes: int | None = None
     where: str = ""
     first: bool = False
     behind: bool = False
     index: int = 0
     in_shapes: tuple[tuple[int, ...], ...] = ()
     out_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def closing(self) -> int:
+        """The equation at which it is evaluated: its inputs are there, and nobody has read it."""
+        return self.equations[-1] if self.closes is None else self.closes
 
     @property
     def weight_path(self) -> str:

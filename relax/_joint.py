@@ -45,6 +45,11 @@ def apart(array: Any, like: Sequence[Any], axes: Sequence[Axes]) -> tuple[Any, .
     return tuple(values)
 
 
+def _blank(graph: Graph, value: int) -> jax.Array:
+    aval = graph.avals[value]
+    return varying_like(jnp.zeros(aval.shape, aval.dtype), aval)
+
+
 def joint_map(
     graph: Graph,
     layer: Layer,
@@ -91,7 +96,7 @@ def joint_map(
     bias = None
     if d.shifts or any(part.bias is not None for part in parts):
         own = [
-            jnp.zeros(graph.shape(layer.outputs[0]), z.dtype) if part.bias is None else part.bias
+            _blank(graph, layer.outputs[0]) if part.bias is None else part.bias
             for layer, part in zip(d.parts, parts, strict=True)
         ]
         bias = finish(own, env)

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from relax._errors import RelaxError, RuleError, message
 from relax._graph import Graph, Layer
 from relax._joint import apart, beside
-from relax._numerics import is_number, narrow
+from relax._numerics import is_number, narrow, wide
 from relax._recognize import AFFINE
 from relax._recognize.joint import JointDetails
 from relax._views import Evaluated, view
 from relax.rules import Custom
-from relax.rules._base import Currency, Outgoing, Rule, describe, pair
+from relax.rules._base import CAUSES, Currency, Outgoing, Rule, describe, pair
 
 _OF_ONE_VALUE = AFFINE | {"activation", "normalization"}
 _TO_ONE_VALUE = frozenset({"sum", "mean", "avg_pool", "linear", "product"})
@@ -67,10 +67,12 @@ class LayerOp:
         operands: tuple[Any, ...],
         outputs: tuple[Any, ...],
         messages: tuple[Any, ...],
-    ) -> tuple[Any, ...]:
+        causes: tuple[Any, ...] = (),
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Messages for the inputs, and, if that is counted, what was absorbed by each cause."""
         rule = self.rule(arrays)
         try:
-            return self._propagated(rule, inputs, operands, outputs, messages)
+            return self._propagated(rule, inputs, operands, outputs, messages, causes)
         except RelaxError:
             raise
         except Exception as error:
@@ -91,24 +93,33 @@ class LayerOp:
         operands: tuple[Any, ...],
         outputs: tuple[Any, ...],
         messages: tuple[Any, ...],
-    ) -> tuple[Any, ...]:
+        causes: tuple[Any, ...],
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         evaluated = Evaluated(self.graph, self.layer, inputs, operands, outputs)
-        kind, seen = self.layer.kind, view(evaluated)
-        details = self.layer.details
+        kind, seen, details = self.layer.kind, view(evaluated), self.layer.details
+        x: Any = inputs
+        out = Outgoing(outputs, messages, self.arriving)
         if isinstance(details, JointDetails):
+            x = seen.input
             z, given = (beside(values, details.output_axes) for values in (outputs, messages))
-            found = rule.propagate(seen, seen.input, Outgoing(z, given, self.arriving))
-            found = None if found is None else self.checked(rule, found, seen.input)
-            result = apart(found, inputs, details.input_axes)
+            out = Outgoing(z, given, self.arriving)
         elif kind in _OF_ONE_VALUE:
-            out = Outgoing(outputs[0], messages[0], self.arriving)
-            result = (rule.propagate(seen, inputs[0], out),)
+            x, out = inputs[0], Outgoing(outputs[0], messages[0], self.arriving)
         elif kind in _TO_ONE_VALUE:
             out = Outgoing(outputs[0], messages[0], self.arriving)
-            result = rule.propagate(seen, inputs, out)
-        else:
-            result = rule.propagate(seen, inputs, Outgoing(outputs, messages, self.arriving))
-        return tuple(self.checked(rule, r, x) for r, x in zip(result, inputs, strict=True))
+        result = rule.propagate(seen, x, out)
+        if isinstance(details, JointDetails):
+            result = self.checked(rule, result, x)
+            none = tuple(None for _ in inputs)
+            result = none if result is None else apart(result, inputs, details.input_axes)
+        elif kind in _OF_ONE_VALUE:
+            result = (result,)
+        kept = rule.absorbed(seen, x, out) if causes else {}
+        counted = tuple(
+            jnp.asarray(kept.get(name, 0), blank.dtype)
+            for name, blank in zip(CAUSES, causes, strict=False)
+        )
+        return tuple(self.checked(rule, r, a) for r, a in zip(result, inputs, strict=True)), counted
 
     def checked(self, rule: Rule, result: Any, x: Any) -> Any:
         """What a rule returned, in the dtype of the input; a wrong shape is the rule's mistake.
@@ -132,20 +143,28 @@ class LayerOp:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def propagate(
-    op: LayerOp, arrays: tuple[Any, ...], inputs: tuple[Any, ...], operands: tuple[Any, ...]
+    op: LayerOp,
+    arrays: tuple[Any, ...],
+    inputs: tuple[Any, ...],
+    operands: tuple[Any, ...],
+    causes: tuple[Any, ...] = (),
 ) -> tuple[Any, ...]:
-    """A layer whose derivative is its rule."""
+    """A layer whose derivative is its rule.
+
+    ``causes``: scalars whose derivative is what the layer absorbs, by `CAUSES`; none to count none.
+    """
     return op.forward(inputs, operands)
 
 
-def _propagate_fwd(op: LayerOp, arrays: Any, inputs: Any, operands: Any) -> Any:
+def _propagate_fwd(op: LayerOp, arrays: Any, inputs: Any, operands: Any, causes: Any = ()) -> Any:
     outputs = op.forward(inputs, operands)
-    return outputs, (arrays, inputs, operands, outputs)
+    return outputs, (arrays, inputs, operands, outputs, causes)
 
 
 def _propagate_bwd(op: LayerOp, residuals: Any, messages: Any) -> Any:
-    arrays, inputs, operands, outputs = residuals
-    return None, op.backward(arrays, inputs, operands, outputs, messages), None
+    arrays, inputs, operands, outputs, causes = residuals
+    result, kept = op.backward(arrays, inputs, operands, outputs, messages, causes)
+    return None, result, None, kept
 
 
 propagate.defvjp(_propagate_fwd, _propagate_bwd)
@@ -227,6 +246,21 @@ def tap(x: jax.Array, probe: jax.Array) -> jax.Array:
 
 
 tap.defvjp(lambda x, probe: (x, None), lambda _, message: (message, message))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def counted(currency: Currency, x: jax.Array, total: jax.Array) -> jax.Array:
+    """The value itself; the sum of the relevance that comes back is handed to ``total``."""
+    return x
+
+
+def _counted_bwd(currency: Currency, saved: Any, message: jax.Array) -> Any:
+    x, total = saved
+    relevance = wide(message if currency == "relevance" else pair(x, message))
+    return message, jnp.sum(relevance.real).astype(total.dtype)
+
+
+counted.defvjp(lambda currency, x, total: (x, (x, total)), _counted_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import primitives as p
 
+from relax._jaxpr import evaluation
+
 DOT = lax.dot_general_p
 CONV = lax.conv_general_dilated_p
 
@@ -22,8 +24,9 @@ def _collectives() -> tuple[Any, Any]:
     mesh = jax.sharding.AbstractMesh((1,), ("i",))
     spec = jax.sharding.PartitionSpec()
     function = lambda x: lax.psum(lax.pcast(x, "i", to="varying"), "i")
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
-    (equation,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), np.float32)).eqns
+    with evaluation():  # whatever mesh or trace surrounds the first use of relax
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+        (equation,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((), np.float32)).eqns
     first, second = equation.params["jaxpr"].eqns
     return first.primitive, second.primitive
 

@@ -16,11 +16,13 @@ from relax._assign import assign
 from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, UnmatchedSelectorError, message
 from relax._graph import Layer, flatten, prune
+from relax._joint import beside
 from relax._paths import nearest
 from relax._recognize import gather_facts
+from relax._recognize.joint import JointDetails
 from relax._rewrite import Rewritten, Tap
 from relax._sections import Section, find_sections
-from relax.rules._base import pair
+from relax.rules._base import CAUSES, pair
 
 
 class Program:
@@ -30,6 +32,7 @@ class Program:
       fun, rules, argnums, at, has_aux: as in `relax.lrp`.
       args, kwargs: the arguments of the call; shapes and dtypes suffice until it is run.
       in_relevance: whether the outputs will be given relevance instead of a mask.
+      counts: whether an account is kept of what each layer absorbs.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Program:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         in_relevance: bool = False,
+        counts: bool = False,
     ):
         traced = _arguments.trace(fun, args, kwargs, argnums, has_aux)
         self.traced = traced
@@ -64,16 +68,58 @@ class Program:
         self.latent = _latent(at, standing)
         self._check_dependence(explained, outputs)
         self.in_relevance = in_relevance
+        self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
         given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
         self.currencies = find_currencies(section, self.rules, given)
-        self.rewritten = Rewritten(section, self.rules, self.currencies)
+        self.rewritten = Rewritten(section, self.rules, self.currencies, counts=counts)
+        self.accounts = list(self.rewritten.accounts()) if counts else []
+        self._refuse_mapped_accounts()
         self.of_section = dict(_currencies(section, self.currencies))
+
+    def _refuse_mapped_accounts(self) -> None:
+        for _, section, unit, layer in self.accounts:
+            if section.sharded:
+                equation = section.graph.equations[layer.owned[0] if layer else unit[1]]
+                raise ArgumentError(
+                    message(
+                        "no account is kept inside of a shard_map, where each device has its own",
+                        where=equation.where,
+                        path=layer.label if layer else equation.scope,
+                        remedy="Call relax.ledger inside of it, or without it on one device.",
+                    )
+                )
+
+    def _beside(self, parts: list[jax.Array], path: str) -> jax.Array:
+        """The outputs of a layer side by side: the gates of a recurrent cell."""
+        if len(parts) == 1:
+            return parts[0]
+        section, layer = next(
+            (section, layer)
+            for section, _ in self.of_section.values()
+            for layer in section.layers
+            if layer.label == path
+        )
+        rounds = len(section.lengths)
+        axes = [
+            (*range(rounds), *(axis + rounds for axis in own)) for own in layer.details.output_axes
+        ]
+        return beside(parts, axes)
+
+    def counters(self) -> dict[Tap, jax.Array]:
+        """For each sum of the account a zero, whose derivative it is; in a scan, one a round."""
+        dtype = _shadow_dtype(self.graph)
+        blank = {}
+        for place, section, unit, layer in self.accounts:
+            kinds = ("in", "out", *(CAUSES if layer is not None else ()))
+            for kind in kinds:
+                blank[place, (kind, unit)] = jnp.zeros(section.lengths, dtype)
+        return blank
 
     def gives(self, layer: Layer) -> str:
         """What a layer hands to its input: coefficients or relevance."""
         for section, found in self.of_section.values():
             if layer in section.layers:
-                return found.given.get(layer.equations[-1], "coefficient")
+                return found.given.get(layer.closing, "coefficient")
         raise KeyError(layer.label)
 
     def _check_dependence(self, explained: Sequence[int], outputs: Sequence[int]) -> None:
@@ -128,25 +174,33 @@ class Program:
                 )
         consts, leaves = traced.closed.consts, [jnp.asarray(a) for a in traced.leaves]
         moving = [i for i in traced.explained if graph.is_float(graph.inputs[i])]
-        taps = tuple(dict.fromkeys(self.latent.values()))
+        taps = tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
         probes = [self._probe(tap) for tap in taps]
         carrying = graph.outputs[: traced.count]
         carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
 
+        blank = self.counters()
         tokens = [i for i in traced.explained if i not in moving]
         blanks = [jnp.zeros_like(leaves[i], _shadow_dtype(graph)) for i in tokens]
 
-        def forward(inputs: Sequence[Any], probes: Sequence[Any], blanks: Sequence[Any]) -> Any:
+        def forward(
+            inputs: Sequence[Any],
+            probes: Sequence[Any],
+            blanks: Sequence[Any],
+            counters: Sequence[Any],
+        ) -> Any:
             arguments = list(leaves)
             for i, x in zip(moving, inputs, strict=True):
                 arguments[i] = x
             shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
-            known = dict(zip(taps, probes, strict=True))
+            known = dict(zip((*taps, *blank), (*probes, *counters), strict=True))
             outputs, seen = rewritten(consts, arguments, known, shadows)
             return [outputs[i] for i in carried], (outputs, [seen[tap] for tap in taps])
 
         inputs = [leaves[i] for i in moving]
-        _, pull_back, (outputs, seen) = jax.vjp(forward, inputs, probes, blanks, has_aux=True)
+        _, pull_back, (outputs, seen) = jax.vjp(
+            forward, inputs, probes, blanks, list(blank.values()), has_aux=True
+        )
         exact = exact_value and not any(isinstance(a, Tracer) for a in (*consts, *leaves))
         extra: list[Any] = []
         if exact or len(traced.closed.jaxpr.outvars) > traced.count:
@@ -165,7 +219,8 @@ class Program:
                 if of[carrying[i]] == "relevance" and not self.in_relevance:
                     seed = seed * outputs[i]
                 messages.append(seed)
-            at_inputs, at_probes, at_tokens = pull_back(messages)
+            at_inputs, at_probes, at_tokens, totals = pull_back(messages)
+            self.totals = dict(zip(blank, totals, strict=True))
             relevance: dict[int, Any] = {
                 i: _relevance(of[graph.inputs[i]], leaves[i], c)
                 for i, c in zip(moving, at_inputs, strict=True)
@@ -176,7 +231,10 @@ class Program:
                 tap: _relevance(self.of_section[tap[0]][1].of[tap[1]], x, c)
                 for tap, x, c in zip(taps, seen, at_probes, strict=True)
             }
-            return traced.rebuild(parts), {path: found[tap] for path, tap in self.latent.items()}
+            return traced.rebuild(parts), {
+                path: self._beside([found[tap] for tap in parts], path)
+                for path, parts in self.latent.items()
+            }
 
         return value, aux, relprop
 
@@ -201,11 +259,11 @@ def _relevance(currency: str, value: Any, carried: Any) -> Any:
     return carried if currency == "relevance" else pair(value, carried)
 
 
-def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, Tap]:
+def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, list[Tap]]:
     """Where the output of every layer stands whose relevance is wanted, by path."""
     if at is None:
         return {}
-    found: dict[str, Tap] = {}
+    found: dict[str, list[Tap]] = {}
     layers = [layer for _, layer in standing]
     for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
         test = select.predicate(selector)
@@ -230,5 +288,8 @@ def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, Tap
                         remedy="Take relevance at a layer around it, or call lrp inside of it.",
                     )
                 )
-        found |= {layer.label: (id(section), layer.outputs[0]) for section, layer in own}
+        for section, layer in own:
+            joint = isinstance(layer.details, JointDetails)
+            outputs = layer.outputs if joint else layer.outputs[:1]
+            found[layer.label] = [(id(section), value) for value in outputs]
     return found

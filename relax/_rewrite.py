@@ -14,6 +14,7 @@ from relax._currency import Currencies
 from relax._graph import Equation, Layer
 from relax._ops import (
     LayerOp,
+    counted,
     held,
     propagate,
     propagate_custom,
@@ -25,9 +26,9 @@ from relax._ops import (
 from relax._sections import Section
 from relax._tokens import Tokens
 from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, Rule, Winner
-from relax.rules._base import Currency
+from relax.rules._base import CAUSES, Currency
 
-Tap = tuple[int, int]  # identity of a section, and a value in it
+Tap = tuple[int, Any]  # identity of a section, and a value in it or what is counted there
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -37,6 +38,7 @@ class Rewritten:
     Attributes:
       section: the program and its layers; ``rules``: the rule of each layer, by its index.
       currencies: in what each message travels.
+      counts: whether an account is kept; then every layer is an operation of its own.
       entering, leaving: what it must give to its inputs, and what arrives at its outputs; by
         default what its own layers give and take.
     """
@@ -46,6 +48,7 @@ class Rewritten:
     currencies: Currencies
     entering: Sequence[Currency] | None = None
     leaving: Sequence[Currency] | None = None
+    counts: bool = False
 
     def __post_init__(self) -> None:
         section, of = self.section, self.currencies.of
@@ -61,12 +64,24 @@ class Rewritten:
                     currencies,
                     self.currencies.entering[index],
                     self.currencies.leaving[index],
+                    self.counts,
                 )
                 for body, currencies in zip(bodies, self.currencies.inner[index], strict=True)
             )
             for index, bodies in section.inner.items()
         }
         self._hear_readers()
+
+    def accounts(self) -> Iterator[tuple[int, Section, Any, Layer | None]]:
+        """What an account is kept of: layers, and other equations that may keep relevance."""
+        for layer in self.section.layers:
+            yield id(self.section), self.section, layer.index, layer
+        for index, equation in enumerate(self.graph.equations):
+            if index in self.owner or not any(self.tracked[v] for v in equation.outputs):
+                continue
+            yield id(self.section), self.section, ("equation", index), None
+            for body in self.inner.get(index, ()):
+                yield from body.accounts()
 
     def sections(self) -> Iterator[int]:
         """Identities of the sections of the tree."""
@@ -92,8 +107,10 @@ class Rewritten:
             return False
         if layer.kind == "embedding":
             return True
+        if self.counts and layer.kind not in ("winner", "max_pool"):
+            return False
         rule = self.rules[layer.index]
-        last = layer.equations[-1]
+        last = layer.closing
         given = self.currencies.given.get(last, "coefficient")
         if type(rule) is Winner:
             return True
@@ -129,6 +146,10 @@ class Rewritten:
                 x = tap(x, probe)
             env[value] = x
 
+        def count(key: Any, value: int, x: Any, currency: Currency) -> Any:
+            total = pending.get((id(self.section), key))
+            return x if total is None or not self.tracked[value] else counted(currency, x, total)
+
         def read(value: int, given: str) -> Any:
             x = env[value]
             if self.tracked[value] and of[value] == "relevance" and given == "coefficient":
@@ -152,16 +173,18 @@ class Rewritten:
                 continue
             layer = self.owner.get(index)
             if layer is not None and not self.is_native(layer):
-                if layer.equations[-1] == index:
-                    for value, x in zip(
-                        layer.outputs, self._layer(layer, index, read), strict=True
-                    ):
-                        write(value, x)
+                if layer.closing == index:
+                    made = self._layer(layer, index, read, count, pending)
+                    for value, x in zip(layer.outputs, made, strict=True):
+                        write(value, count(("out", layer.index), value, x, of[value]))
                     self._decisions(layer, equation, env)
                 continue
-            closing = layer.equations[-1] if layer is not None else index
+            closing = layer.closing if layer is not None else index
             given = self.currencies.given.get(closing, "coefficient")
-            operands = [read(value, given) for value in equation.inputs]
+            unit = ("equation", index) if layer is None else layer.index
+            operands = [
+                count(("in", unit), value, read(value, given), given) for value in equation.inputs
+            ]
             if layer is not None and layer.kind == "normalization":
                 _hold_statistic(layer.details, index, operands)
             results: list[Any]
@@ -175,7 +198,8 @@ class Rewritten:
             else:
                 tokens.follow(equation)
             for value, x in zip(equation.outputs, results, strict=True):
-                write(value, self._exchanged(value, x, layer, closing))
+                x = self._exchanged(value, x, layer, closing)
+                write(value, count(("out", unit), value, x, of[value]))
         outputs = [
             to_relevance(env[value])
             if self.tracked[value] and of[value] != arriving
@@ -191,12 +215,15 @@ class Rewritten:
         control, bodies = equation.control, self.inner[index]
         assert control is not None
         first = [env[value] for value in equation.inputs[: control.leading]]
-        rest = [
-            read(value, given)
-            for value, given in zip(
-                equation.inputs[control.leading :], self.currencies.entering[index], strict=True
-            )
-        ]
+        lost = probes.get((id(self.section), ("out", ("equation", index))))
+        rest: list[Any] = []
+        for place, (value, given) in enumerate(
+            zip(equation.inputs[control.leading :], self.currencies.entering[index], strict=True)
+        ):
+            x = read(value, given)
+            carried = any(body.tracked[body.graph.inputs[place]] for body in bodies)
+            starts = carried and not self.tracked[value]  # such as the first state of a scan
+            rest.append(counted(given, x, lost) if lost is not None and starts else x)
         inside = {section for body in bodies for section in body.sections()}
         keys = [key for key in probes if key[0] in inside]
 
@@ -220,15 +247,22 @@ class Rewritten:
         )
         return results, dict(zip(keys, more, strict=True))
 
-    def _layer(self, layer: Layer, index: int, read: Any) -> tuple[Any, ...]:
+    def _layer(
+        self, layer: Layer, index: int, read: Any, count: Any, totals: Mapping[Any, Any]
+    ) -> tuple[Any, ...]:
         given, arriving = self.currencies.given[index], self.currencies.arriving[index]
         op, arrays = LayerOp.create(self.graph, layer, self.rules[layer.index], arriving)
-        inputs = tuple(read(value, given) for value in layer.inputs)
+        key = ("in", layer.index)
+        inputs = tuple(count(key, value, read(value, given), given) for value in layer.inputs)
+        causes = ()
+        if self.counts:
+            keys = ((id(self.section), (cause, layer.index)) for cause in CAUSES)
+            causes = tuple(totals[key] for key in keys)
         operands = tuple(read(value, given) for value in layer.operands)
         if type(self.rules[layer.index]) is Custom:
             outputs: Any = propagate_custom(op, inputs, operands)
         else:
-            outputs = propagate(op, arrays, inputs, operands)
+            outputs = propagate(op, arrays, inputs, operands, causes)
         if arriving == "coefficient":
             return outputs
         return tuple(

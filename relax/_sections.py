@@ -40,7 +40,7 @@ class Section:
     def every(self) -> Iterator[tuple[Section, Layer]]:
         """All layers of the tree in evaluation order, each with its section."""
         steps: list[tuple[int, Layer | tuple[Section, ...]]] = [
-            (layer.equations[-1], layer) for layer in self.layers
+            (layer.closing, layer) for layer in self.layers
         ]
         steps += list(self.inner.items())
         for _, step in sorted(steps, key=lambda item: item[0]):
@@ -110,7 +110,7 @@ def _find(
 def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:
     """Behind: reached from the explained input through a dense layer or convolution."""
     graph, facts = section.graph, section.facts
-    closing = {layer.equations[-1]: layer for layer in section.layers}
+    closing = {layer.closing: layer for layer in section.layers}
     behind = [False] * len(graph.avals)
     for value, passed in zip(graph.inputs, entering, strict=True):
         behind[value] = passed
@@ -127,7 +127,7 @@ def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:
             weighted = layer.kind in ("dense", "conv")
             layer.first = weighted and not layer.behind
             passed = layer.behind or weighted
-        for value in equation.outputs:
+        for value in (*equation.outputs, *(layer.outputs if layer is not None else ())):
             behind[value] = passed
     return [behind[value] for value in graph.outputs]
 
@@ -162,11 +162,6 @@ def _weights(graph: Graph, facts: Facts, layer: Layer) -> list[int]:
     return [facts.origin[value] for value in candidates if not graph.depends[value]]
 
 
-def _shared_scope(graph: Graph, layer: Layer) -> str:
-    """The scope that all parts of a layer stand in."""
-    return _shared([graph.equations[part.details.core].scope for part in layer.details.parts])
-
-
 def _shared(paths: Sequence[str]) -> str:
     """The common start of paths."""
     split = [path.split("/") for path in paths]
@@ -182,7 +177,10 @@ def _name(section: Section, layer: Layer, index: int, seen: dict[str, int]) -> N
         joint = isinstance(layer.details, JointDetails)
         found = [names[v] for v in _weights(graph, facts, layer) if v in names]
         layer.weight_paths = tuple(dict.fromkeys(found if joint else found[:1]))
-        scope = _shared_scope(graph, layer) if joint else first.scope
+        if joint:
+            parts = (graph.equations[part.details.core].scope for part in layer.details.parts)
+            layer.scopes = tuple(dict.fromkeys(parts))
+        scope = _shared(layer.scopes) if joint else first.scope
         path = scope or _shared([p.rpartition("/")[0] for p in layer.weight_paths]) or layer.name
     else:
         path = f"{first.scope}/{layer.name}" if first.scope else layer.name

@@ -57,7 +57,7 @@ def predicate(selector: Any) -> Predicate:
 
 def paths(layer: Layer) -> tuple[str, ...]:
     """Everything a glob is matched against."""
-    return addresses(layer.path, layer.occurrence, layer.weight_paths)
+    return (*addresses(layer.path, layer.occurrence, layer.weight_paths), *layer.scopes)
 
 
 def glob(pattern: str) -> Predicate:

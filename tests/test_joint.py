@@ -288,3 +288,105 @@ def test_half_precision(dtype, p, xh):
         for a, b in zip(got, expected, strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(a.astype(np.float32), b, atol=0.06 * np.abs(b).max())
+
+
+def test_the_order_of_statements_does_not_matter(p, xh):
+    """One of the parts is read elsewhere, before or behind the sum."""
+    square = np.linspace(-1, 1, 36).reshape(6, 6)
+
+    def before(x, h):
+        a = x @ p["w"]
+        s = jnp.tanh(a)
+        return jnp.tanh(a + h @ p["u"]) @ square + s
+
+    def behind(x, h):
+        a = x @ p["w"]
+        z = jnp.tanh(a + h @ p["u"])
+        return z @ square + jnp.tanh(a)
+
+    for name in ("Epsilon", "ZPlus", "Flat"):
+        both = [
+            relax.lrp(f, [(select.dense, RULES[name])], argnums=(0, 1))(*xh)
+            for f in (before, behind)
+        ]
+        for a, b in zip(*both, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10)
+    counts = [
+        [row.kind for row in relax.layers(f, argnums=(0, 1))(*xh)].count("dense")
+        for f in (before, behind)
+    ]
+    assert counts == [2, 2]
+
+
+def test_every_block_of_a_deep_network_is_treated_alike(rng):
+    """Two parallel layers in each of many blocks, behind a dense embedding; a recurrence too."""
+    a, b, c, d, e = rng.normal(size=(5, 4, 4)) / 2
+    x = rng.normal(size=(3, 4))
+
+    def deep(x, depth):
+        z = x @ e
+        for _ in range(depth):
+            z = z + (jnp.tanh(z @ a) @ b + jnp.tanh(z @ c) @ d)
+        return z
+
+    for depth in (1, 4, 12):
+        plan = relax.layers(lambda x, depth=depth: deep(x, depth))(x)
+        assert [len(row.in_shapes) for row in plan if row.kind == "dense"].count(2) == depth
+
+    xs, rule = rng.normal(size=(14, 4)), rules.Epsilon(0.1)
+    step = lambda y, x: y + (x @ a + jnp.tanh(y) @ b)
+
+    def loop(xs):
+        y = xs[0] @ c
+        for x in xs[1:]:
+            y = step(y, x)
+        return y
+
+    scan = lambda xs: lax.scan(lambda y, x: (step(y, x), None), xs[0] @ c, xs[1:])[0]
+    np.testing.assert_allclose(relax.lrp(scan, rule)(xs), relax.lrp(loop, rule)(xs), rtol=1e-10)
+
+
+def test_what_follows_any_output_is_behind_a_layer(p, xh):
+    """No hidden layer is taken for the first."""
+    square = np.linspace(-1, 1, 36).reshape(6, 6)
+
+    def function(x, h):
+        a = x @ p["w"]
+        z = jnp.tanh(a + h @ p["u"])
+        return jnp.tanh(jnp.tanh(a) @ square) * 2 + z
+
+    plan = relax.layers(function, argnums=(0, 1))(*xh)
+    assert [row.first for row in plan if row.kind == "dense"] == [True, False]
+
+
+def test_relevance_at_a_layer_of_several_outputs_is_that_of_all(p, xh):
+    """Side by side, in a scan behind its axis."""
+    _, at = relax.lrp(in_pieces, rules.Epsilon(0.1), argnums=(1, 2), at="dense")(p, *xh)
+    _, of_one = relax.lrp(added, rules.Epsilon(0.1), argnums=(1, 2), at="dense")(p, *xh)
+    np.testing.assert_allclose(at["dense"], of_one["dense"], rtol=1e-10)
+
+    model = nn.RNN(nn.OptimizedLSTMCell(5))
+    x = jnp.linspace(-1, 1, 36, dtype=jnp.float32).reshape(2, 6, 3)
+    params = model.init(jax.random.key(0), x)
+    (name,) = params["params"]
+    rule = relax.composites.arras_lstm(0.0)
+    _, at = relax.lrp(model.apply, rule, at=f"params/{name}/*")(params, x)
+    (gates,) = at.values()
+    assert gates.shape == (6, 2, 20)
+    i, f, g, o = jnp.split(gates, 4, -1)
+    assert float(jnp.abs(g).max()) > 0
+    for gate in (i, f, o):
+        np.testing.assert_array_equal(gate, 0)
+
+
+def test_it_answers_to_the_scopes_of_its_parts(p, xh):
+    def function(x, h):
+        with jax.named_scope("inner/A"):
+            a = x @ p["w"]
+        with jax.named_scope("inner/C"):
+            c = h @ p["u"]
+        return jnp.tanh(a + c)
+
+    for name in ("A", "inner/C", "inner", "inner/*"):
+        plan = relax.layers(function, {name: rules.ZPlus()}, argnums=(0, 1))(*xh)
+        assert plan[0].rule == rules.ZPlus()

@@ -223,3 +223,13 @@ def test_wrong_gates():
         rules.SignalTakeAll(("sigmoid",))
     with pytest.raises(relax.HyperparameterError):
         rules.SignalTakeAll("unit")
+
+
+def test_a_signal_of_zero_keeps_the_relevance_it_was_given():
+    """As relevance it passes a gate unchanged, so that sharing biases conserves exactly."""
+    gate = np.linspace(-1, 1, 3)
+    function = lambda c, a: jax.nn.sigmoid(a) * c + jnp.tanh(a)
+    explain = relax.lrp(function, relax.composites.arras_lstm(0.1, 1.0), argnums=(0, 1))
+    for state in (np.zeros(3), np.ones(3)):
+        total = sum(float(r.sum()) for r in explain(state, gate))
+        assert total == pytest.approx(float(function(state, gate).sum()), rel=1e-10)

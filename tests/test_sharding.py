@@ -1,5 +1,8 @@
 """Sharded arrays on four devices: relevance is what one device gives, and stays where x is."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,6 +185,53 @@ def test_shard_map_in_a_scan_under_checkpoint(block_params, x):
     whole = lambda p, x: block(p, block(p, x, lambda v: v), lambda v: v)
     got = jax.jit(relax.lrp(inside(True, over_layers=True), rules.Gamma()))(block_params, x)
     np.testing.assert_allclose(got, relax.lrp(whole, rules.Gamma())(block_params, x), rtol=1e-9)
+
+
+CELLS = {
+    "spread over samples": lambda p, x, h, s: jnp.tanh(x @ p["a"] + h @ p["k"] + p["c"]),
+    "bias first": lambda p, x, h, s: jnp.tanh((x @ p["a"] + p["c"]) + h @ p["k"]),
+    "spread over features": lambda p, x, h, s: jnp.tanh(s(x @ p["a"] + h @ p["k"]) + p["c"]),
+    "one sum each": lambda p, x, h, s: jnp.tanh(s(x @ p["a"]) + s(h @ p["k"]) + p["c"]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("rule", ["Epsilon 0.1", "share", "ZPlus", "Gamma"])
+def test_a_recurrent_cell_over_devices(name, rule, rng):
+    """One layer of two inputs, its bias and the sum over devices included."""
+    mesh = jax.make_mesh((4,), ("m",), axis_types=(AxisType.Auto,))
+    p = {"a": rng.normal(size=(4, 6)), "k": rng.normal(size=(8, 6)), "c": rng.normal(size=(1, 6))}
+    x, h = rng.normal(size=(4, 4)), rng.normal(size=(4, 8))
+    over_features = name in ("spread over features", "one sum each")
+    add_up = lambda v: lax.psum(v, "m") if over_features else v
+    own = P(None, "m") if over_features else P("m")
+    weights = {"a": P("m"), "k": P("m"), "c": P()} if over_features else P()
+    mapped = jax.shard_map(
+        lambda p, x, h: CELLS[name](p, x, h, add_up),
+        mesh=mesh,
+        in_specs=(weights, own, own),
+        out_specs=P() if over_features else P("m"),
+    )
+    whole = lambda p, x, h: CELLS[name](p, x, h, lambda v: v)
+    got = jax.jit(relax.lrp(mapped, INSIDE[rule], argnums=(1, 2)))(p, x, h)
+    expected = relax.lrp(whole, INSIDE[rule], argnums=(1, 2))(p, x, h)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_use_may_stand_inside_of_a_mesh():
+    """In a process of its own: what relax loads on first use does not see the user's mesh."""
+    code = """
+import jax, jax.numpy as jnp, relax
+from jax.sharding import AxisType, PartitionSpec as P
+mesh = jax.make_mesh((4,), ("m",), axis_types=(AxisType.Auto,))
+f = relax.lrp(jnp.tanh)
+print(jax.shard_map(f, mesh=mesh, in_specs=P("m"), out_specs=P("m"))(jnp.arange(4.0))[0])
+with jax.set_mesh(mesh):
+    print(relax.lrp(jnp.tanh)(jnp.arange(4.0))[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["0.0", "0.0"], done.stderr
 
 
 def test_moves_between_devices(x):

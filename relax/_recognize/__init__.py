@@ -85,7 +85,7 @@ def find_layers(graph: Graph, facts: Facts) -> list[Layer]:
     layers += activations
     layers += find_scale_shift(graph, facts, consumers, claimed)
     layers += _find_single(graph, facts, claimed, layers, made)
-    layers.sort(key=lambda layer: layer.equations[-1])
+    layers.sort(key=lambda layer: layer.closing)
     _mark_dead_outputs(layers, consumers)
     return layers
 

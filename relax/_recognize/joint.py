@@ -13,13 +13,13 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Graph, Layer, boundary
-from relax._primitives import RESHAPING, SHIFT, followed_axes
+from relax._primitives import DEVICE_SUMS, RESHAPING, SHIFT, followed_axes
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
 
 _ADDS = frozenset({lax.add_p, p.add_jaxvals_p})
 _PARTS = frozenset({lax.slice_p, lax.split_p})
-_ATTEMPTS = 8
+_MOST = 64  # sums of one layer
 Axes = tuple[int, ...]
 
 
@@ -66,73 +66,79 @@ def join_dense(
     dense = {layer.details.core: layer for layer in layers if layer.kind == "dense"}
     if len(dense) < 2:
         return layers
-    search = Search(graph, facts, consumers, claimed)
-    derived, links = _derive(search, dense)
-    merged: dict[int, int] = {}  # from a layer to the group it belongs to
-
-    def group_of(core: int) -> int:
-        while merged.get(core, core) != core:
-            core = merged[core]
-        return core
-
-    for link in links:
-        first, *rest = sorted(derived[link].of)
-        for core in rest:
-            merged[group_of(core)] = group_of(first)
-    groups: dict[int, list[int]] = {}
-    for link in links:
-        groups.setdefault(group_of(min(derived[link].of)), []).append(link)
-    replaced: set[int] = set()
-    joint: list[Layer] = []
-    for ends in groups.values():
-        # what needs a result of the first sums cannot be one layer with them: fewer and fewer sums
-        for count in range(len(ends), max(len(ends) - _ATTEMPTS, 0), -1):
-            cores = sorted(set().union(*(derived[end].of for end in ends[:count])))
-            layer = _joined(search, derived, [dense[core] for core in cores], ends[:count])
-            if layer is not None:
-                joint.append(layer)
-                claimed.update(layer.owned)
-                replaced.update(cores)
-                break
+    joint = _Groups(Search(graph, facts, consumers, claimed), dense).found()
+    claimed.update(i for layer in joint for i in layer.owned)
+    replaced = {part.details.core for layer in joint for part in layer.details.parts}
     kept = [x for x in layers if x.kind != "dense" or x.details.core not in replaced]
     return kept + joint
 
 
-def _derive(search: Search, dense: dict[int, Layer]) -> tuple[dict[int, _Derived], list[int]]:
-    """What is made of dense layers, and the sums of them, in order."""
-    graph, tracked = search.graph, search.facts.tracked
-    derived: dict[int, _Derived] = {}
-    for core, layer in dense.items():
-        axes = _sample_axes(graph, layer)
-        if axes is not None:
-            derived[layer.outputs[0]] = _Derived(frozenset({core}), axes)
-    links: list[int] = []
-    for index, equation in enumerate(graph.equations):
-        if index in search.claimed:
-            continue
-        moving = [v for v in dict.fromkeys(equation.inputs) if tracked[v]]
-        known = [derived[v] for v in moving if v in derived]
-        if not known or len(known) != len(moving):
-            continue
-        if len(known) == 2:
-            a, b = known
-            if equation.primitive in _ADDS and a.axes == b.axes and a.of.isdisjoint(b.of):
-                derived[equation.outputs[0]] = _Derived(a.of | b.of, a.axes, True)
-                links.append(equation.outputs[0])
-        if len(known) > 1:
-            continue
-        (one,) = known
-        old = graph.shape(moving[0])
-        for value in equation.outputs:
-            axes = _followed(graph, index, one.axes, old, value)
+class _Groups:
+    """Which dense layers are summed: sum by sum, as long as the whole can be one layer."""
+
+    def __init__(self, search: Search, dense: dict[int, Layer]):
+        self.search, self.dense = search, dense
+        self.derived: dict[int, _Derived] = {}
+        self.group: dict[int, int] = {}  # from the core of a layer to the group it belongs to
+        self.ends: dict[int, list[int]] = {}  # of a group: its sums
+        self.layers: dict[int, Layer] = {}  # of a group
+
+    def found(self) -> list[Layer]:
+        """The layers of several inputs."""
+        graph, tracked, derived = self.search.graph, self.search.facts.tracked, self.derived
+        for core, layer in self.dense.items():
+            axes = _sample_axes(graph, layer)
             if axes is not None:
-                alone = one.joins and len(search.consumers[moving[0]]) == 1
-                derived[value] = _Derived(one.of, axes, alone and len(equation.outputs) == 1)
-        if _shifts(search, index, moving[0]):
-            derived[equation.outputs[0]] = one
-            if one.joins and len(search.consumers[moving[0]]) == 1:
-                links.append(equation.outputs[0])
-    return derived, links
+                derived[layer.outputs[0]] = _Derived(frozenset({core}), axes)
+        for index, equation in enumerate(graph.equations):
+            if index in self.search.claimed:
+                continue
+            moving = [v for v in dict.fromkeys(equation.inputs) if tracked[v]]
+            known = [derived[v] for v in moving if v in derived]
+            if not known or len(known) != len(moving):
+                continue
+            if len(known) == 2:
+                a, b = known
+                if equation.primitive in _ADDS and a.axes == b.axes and a.of.isdisjoint(b.of):
+                    self._link(equation.outputs[0], _Derived(a.of | b.of, a.axes, True))
+            elif len(known) == 1:
+                self._follow(index, moving[0], known[0])
+        return list(self.layers.values())
+
+    def _follow(self, index: int, value: int, one: _Derived) -> None:
+        """A move, a part, or a bias."""
+        search = self.search
+        equation, old = search.graph.equations[index], search.graph.shape(value)
+        alone = one.joins and len(search.consumers[value]) == 1
+        for out in equation.outputs:
+            axes = _followed(search.graph, index, one.axes, old, out)
+            if axes is not None:
+                joins = alone and len(equation.outputs) == 1
+                self.derived[out] = _Derived(one.of, axes, joins)
+        if not _shifts(search, index, value):
+            return
+        if alone:
+            self._link(equation.outputs[0], one)
+        else:
+            self.derived[equation.outputs[0]] = one
+
+    def _link(self, end: int, made: _Derived) -> None:
+        """Accepts a sum if all that it joins can be one layer."""
+        groups = sorted({self.group.get(core, core) for core in made.of})
+        cores = [core for core in self.dense if self.group.get(core, core) in groups]
+        ends = [old for group in groups for old in self.ends.get(group, ())] + [end]
+        self.derived[end] = made
+        layer = None
+        if len(ends) <= _MOST:
+            layer = _joined(self.search, self.derived, [self.dense[core] for core in cores], ends)
+        if layer is None:
+            del self.derived[end]
+            return
+        for group in groups:
+            self.ends.pop(group, None)
+            self.layers.pop(group, None)
+        self.group.update((core, groups[0]) for core in cores)
+        self.ends[groups[0]], self.layers[groups[0]] = ends, layer
 
 
 def _shifts(search: Search, index: int, value: int) -> bool:
@@ -164,6 +170,8 @@ def _followed(
     if equation.primitive in _PARTS:
         same = len(old) == len(new) and all(old[axis] == new[axis] for axis in axes)
         return axes if same else None
+    if equation.primitive in DEVICE_SUMS:
+        return axes if old == new else None
     if equation.primitive not in RESHAPING or not graph.is_float(value):
         return None
     places = followed_axes(equation.primitive, equation.params, old, new)
@@ -195,10 +203,12 @@ def _joined(
     inside = sorted({*inside, *pieces})
     made = [v for i in inside for v in graph.equations[i].outputs if v in derived]
     outputs = tuple(v for v in made if any(reader not in inside for reader in search.consumers[v]))
-    readers = {i for v in outputs for i in search.consumers[v] if i >= 0 and i not in inside}
-    if not readers.isdisjoint(range(inside[-1])):
-        return None
     inputs, operands = boundary(graph, inside, facts.tracked)
+    readers = {i for v in outputs for i in search.consumers[v] if i >= 0 and i not in inside}
+    owned = [i for i in inside if not any(i in part.shared for part in parts)]
+    closing = max((i for i in owned if i < min(readers, default=i + 1)), default=-1)
+    if any(search.producer.get(v, -1) >= closing for v in (*inputs, *operands)):
+        return None
     input_axes: dict[int, Axes] = {}
     for part in parts:
         axes = part.details.batch_axes
@@ -222,7 +232,17 @@ def _joined(
         all(part.details.nonnegative for part in parts),
     )
     shared = tuple(sorted({i for part in parts for i in part.shared}))
-    return Layer("dense", "dense", tuple(inside), inputs, operands, outputs, details, shared=shared)
+    return Layer(
+        "dense",
+        "dense",
+        tuple(inside),
+        inputs,
+        operands,
+        outputs,
+        details,
+        shared=shared,
+        closes=closing,
+    )
 
 
 def _pieces(search: Search, derived: dict[int, _Derived], inside: set[int]) -> set[int]:

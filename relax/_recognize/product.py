@@ -27,12 +27,14 @@ class ProductDetails:
       softmax: made of the weights of a softmax, which then are those of an attention.
       activation: made of the output of an activation.
       fixed: a statistic, or a denominator: it takes nothing under any rule.
+      elementwise: both operands have the shape of the product.
     """
 
     unit: tuple[bool, bool]
     softmax: tuple[bool, bool]
     activation: tuple[bool, bool]
     fixed: tuple[bool, bool]
+    elementwise: bool
 
 
 class Sources:
@@ -113,6 +115,7 @@ def product_layer(index: int, name: str, come_from: Sources, made: Sequence[int]
         softmax=_pair(softmax),
         activation=_pair(kind == "activation" for kind in kinds),
         fixed=_fixed(graph, facts, equation, made, come_from.producer),
+        elementwise=equation.primitive in (lax.mul_p, lax.div_p),
     )
     inputs, others = boundary(graph, (index,), facts.tracked)
     return Layer("product", name, (index,), inputs, others, equation.outputs, details)

@@ -18,6 +18,8 @@ FLOAT16 = (float(jnp.finfo(jnp.float16).min), float(jnp.finfo(jnp.float16).max))
 
 Currency = Literal["coefficient", "relevance"]
 
+CAUSES = ("bias", "stabilizer", "dead", "mask")
+
 AFFINE = frozenset({"dense", "conv", "scale_shift"})
 SUMS = frozenset({"sum", "mean", "avg_pool"})
 LINEAR = AFFINE | SUMS | {"linear"}
@@ -55,6 +57,13 @@ class Rule:
     def gives(self, layer: Any, arriving: Currency) -> Currency:
         """What `propagate` returns, if ``arriving`` is what reaches the output of the layer."""
         return "relevance"
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        """What the layer keeps of the relevance that arrives, by cause: see `relax.ledger`.
+
+        Sums over the layer, of the causes in ``CAUSES``; what is not told is the rule's own.
+        """
+        return {}
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         """As `relevance`, in whichever currency `gives` announces. For rules of relax itself."""

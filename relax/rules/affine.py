@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,40 @@ from relax.rules._base import (
     static,
     text,
 )
+
+
+class Term(NamedTuple):
+    """One quotient ``R / s(z)`` of a rule.
+
+    Attributes:
+      z: the sum of all contributions, before it is stabilized.
+      bias: what of it is no contribution of the input, or None.
+      weight: of the quotient, a number or one for each output.
+    """
+
+    z: Any
+    bias: Any = None
+    weight: Any = 1.0
+
+
+def absorbed_by(
+    terms: Sequence[Term], out: Outgoing, denominator: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """What biases, stabilizers and denominators that are exactly zero keep, in total."""
+    if not terms:
+        return {}
+    bias: Any = 0.0
+    stabilizer: Any = 0.0
+    spread: Any = 0.0
+    for term in terms:
+        whole = denominator(term.z)
+        s = term.weight * out.over(whole)
+        spread = spread + jnp.sum(whole * s)
+        stabilizer = stabilizer + jnp.sum((whole - term.z) * s)
+        if term.bias is not None:
+            bias = bias + jnp.sum(term.bias * s)
+    dead = jnp.sum(wide(out.relevance)) - spread
+    return {"bias": bias, "stabilizer": stabilizer, "dead": dead}
 
 
 class AffineRule(Rule):
@@ -74,6 +109,13 @@ class Stabilized(AffineRule):
 
     def denominator(self, layer: Any, z: jax.Array) -> jax.Array:
         return stabilize(wide(z), self.epsilon, self.stabilizer, layer.batch_axes)
+
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        """The quotients of the rule; none for a rule that has others."""
+        return []
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        return absorbed_by(self.terms(layer, x, out), out, lambda z: self.denominator(layer, z))
 
 
 def check_stabilizer(rule: Any) -> None:
@@ -164,6 +206,20 @@ class Epsilon(Stabilized):
             return c
         return add(jax.tree.map(lambda a, b: a * b, x, c), self._shared(layer, x, z, s))
 
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        if hasattr(layer, "ratio"):
+            return [Term(x)]
+        if hasattr(layer, "full"):  # a normalization, which has its shift inside
+            return [Term(out.value, out.value - layer.linear(x))]
+        if self.zero_bias and layer.bias is not None:
+            return [Term(layer.without_bias()(x))]
+        return [Term(out.value, layer.bias)]
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        found = super().absorbed(layer, x, out)
+        kept = 1 - self.bias_share
+        return found | {cause: kept * found[cause] for cause in ("bias", "stabilizer")}
+
     def _shared(self, layer: Any, x: Any, z: jax.Array, s: jax.Array) -> Any:
         """Equal shares of what bias and stabilizer absorbed."""
         if isinstance(x, tuple) and len(x) > 1:
@@ -234,6 +290,17 @@ class ZPlus(Stabilized):
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         return _excitation(self, layer, x, out)
+
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        plus = with_bias(layer.positive(), self.zero_bias)
+        return [Term(_signed(layer, x, plus, layer.negative()), plus.bias)]
+
+
+def _signed(layer: Any, x: Any, above: Any, below: Any) -> jax.Array:
+    """``x+ above + x- below``, with the bias of the first."""
+    if layer.nonnegative:
+        return above(x)
+    return above(positive(x)) + below.linear(negative(x))
 
 
 def _excitation(rule: Any, layer: Any, x: Any, out: Outgoing) -> Any:
@@ -313,6 +380,14 @@ class AlphaBeta(Stabilized):
         if is_zero(self.beta):
             return result
         return add(result, _inhibition(self, layer, x, out), -self.beta)
+
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        plus = with_bias(layer.positive(), self.zero_bias)
+        minus = with_bias(layer.negative(), self.zero_bias)
+        return [
+            Term(_signed(layer, x, plus, minus), plus.bias, self.alpha),
+            Term(_signed(layer, x, minus, plus), minus.bias, -self.beta),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)

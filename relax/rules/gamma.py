@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from relax._numerics import Stabilizer, negative, positive
 from relax.rules._base import SUMS, Currency, Outgoing, require_finite, static
-from relax.rules.affine import Stabilized, add, by_sign, with_bias
+from relax.rules.affine import Stabilized, Term, add, by_sign, with_bias
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,19 @@ class Gamma(Stabilized):
             return result
         return by_sign(x, result, add(w_minus.transpose(above), w_plus.transpose(below)))
 
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        z = out.value
+        changed = with_bias(layer, self.zero_bias)
+        base = changed(x) if self.zero_bias else z
+        plus = changed.positive()
+        z_plus = plus(positive(x)) + layer.negative().linear(negative(x))
+        bias = changed.bias
+        boost = lambda part: None if bias is None else bias + self.gamma * part(bias)
+        return [
+            Term(base + self.gamma * z_plus, boost(positive), jnp.where(z > 0, 1, 0)),
+            Term(base + self.gamma * (base - z_plus), boost(negative), jnp.where(z < 0, 1, 0)),
+        ]
+
     def _boosted(self, layer: Any, part: Any) -> Any:
         if not hasattr(layer, "map"):  # a sum: all weights are positive
             scale = self.gamma if part is positive else 0 * self.gamma
@@ -137,6 +150,11 @@ class TextbookGamma(Stabilized):
         boost = lambda a: a + self.gamma * positive(a)
         boosted = with_bias(layer.map(boost, boost), self.zero_bias)
         return boosted.transpose(out.over(self.denominator(layer, boosted(x))))
+
+    def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
+        boost = lambda a: a + self.gamma * positive(a)
+        boosted = with_bias(layer.map(boost, boost), self.zero_bias)
+        return [Term(boosted(x), boosted.bias)]
 
 
 __all__ = ["Gamma", "GeneralizedGamma", "TextbookGamma"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import RuleError
+from relax._numerics import wide
 from relax.rules._base import LINEAR, WINNERS, Currency, Outgoing, Rule, static
 
 ANYTHING = (
@@ -47,6 +48,13 @@ class Linear(Rule):
             return (jnp.where(factor == 0, 0, out.relevance),)
         transpose = getattr(layer, "transpose", layer.pull_back)
         return transpose(out.coefficient)
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        if hasattr(layer, "full"):  # a normalization, which has its shift inside
+            bias = out.value - layer.linear(x)
+        else:
+            bias = getattr(layer, "bias", None)
+        return {} if bias is None else {"bias": jnp.sum(bias * out.coefficient)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +190,12 @@ class Mask(Rule):
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         return self.rule.propagate(layer, x, self.masked(out))
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        masked = self.masked(out)
+        total = lambda o: sum(jnp.sum(wide(r)) for r in jax.tree.leaves(o.relevance))
+        found = self.rule.absorbed(layer, x, masked)
+        return found | {"mask": total(out) - total(masked) + found.get("mask", 0)}
 
 
 def unmasked(rule: Rule) -> Rule:

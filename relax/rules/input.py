@@ -9,12 +9,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from relax._errors import HyperparameterError
 from relax._numerics import Stabilizer, stabilize, wide
 from relax.rules._base import AFFINE, SUMS, Outgoing, known, require_finite, static
-from relax.rules.affine import AffineRule, check_stabilizer
+from relax.rules.affine import AffineRule, Term, absorbed_by, check_stabilizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,14 @@ class WSquare(AffineRule):
         check_stabilizer(self)
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        return _share(self, self._squared(layer), out)
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        return _kept(self, self._squared(layer), out)
+
+    def _squared(self, layer: Any) -> Any:
         squared = layer.squared()
-        if self.zero_bias:
-            squared = squared.without_bias()
-        return _share(self, squared, out)
+        return squared.without_bias() if self.zero_bias else squared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +100,22 @@ class Flat(AffineRule):
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         return _share(self, layer.ones(), out)
 
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        return _kept(self, layer.ones(), out)
+
+
+def _denominator(rule: Any, layer: Any, z: jax.Array) -> jax.Array:
+    return stabilize(wide(z), rule.epsilon, rule.stabilizer, layer.batch_axes)
+
 
 def _share(rule: Any, layer: Any, out: Outgoing) -> Any:
     z = layer(layer.constant(1))
-    s = out.over(stabilize(wide(z), rule.epsilon, rule.stabilizer, layer.batch_axes))
-    return layer.transpose(s)
+    return layer.transpose(out.over(_denominator(rule, layer, z)))
+
+
+def _kept(rule: Any, layer: Any, out: Outgoing) -> dict[str, Any]:
+    z = jnp.broadcast_to(layer(layer.constant(1)), jnp.shape(out.value))
+    return absorbed_by([Term(z, layer.bias)], out, lambda z: _denominator(rule, layer, z))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,10 +165,17 @@ class ZBox(AffineRule):
     def propagate(self, layer: Any, x: jax.Array, out: Outgoing) -> Any:
         low, high = layer.constant(self.low), layer.constant(self.high)
         plain = layer.without_bias()
-        plus, minus = plain.positive(), plain.negative()
-        z = plain(x) - plus(low) - minus(high)
-        s = out.over(stabilize(wide(z), self.epsilon, self.stabilizer, layer.batch_axes))
+        plus = plain.positive()
+        s = out.over(_denominator(self, layer, self._sum(plain, x)))
         c = plain.transpose(s)
         c_plus = plus.transpose(s)
         # w- = w - w+ spares a pass; the rounding error is that of the products themselves.
         return x * c - low * c_plus - high * (c - c_plus)
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        z = self._sum(layer.without_bias(), x)
+        return absorbed_by([Term(z)], out, lambda z: _denominator(self, layer, z))
+
+    def _sum(self, plain: Any, x: jax.Array) -> jax.Array:
+        low, high = plain.constant(self.low), plain.constant(self.high)
+        return plain(x) - plain.positive()(low) - plain.negative()(high)

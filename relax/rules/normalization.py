@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from relax._errors import RuleError
 from relax._numerics import Stabilizer, divide, stabilize, wide
@@ -87,11 +88,18 @@ class LayerNormRule(NormalizationRule):
         return "coefficient"
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
+        return layer.transpose(self._quotient(layer, x, out)[1])
+
+    def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
+        n, s = self._quotient(layer, x, out)
+        whole = stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
+        dead = jnp.sum(wide(out.relevance)) - jnp.sum(whole * s)
+        return {"stabilizer": jnp.sum((whole - n) * s), "dead": dead}
+
+    def _quotient(self, layer: Any, x: Any, out: Outgoing) -> tuple[jax.Array, jax.Array]:
         n = wide(layer.linear(x))
-        s = divide(
-            wide(out.relevance), stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
-        )
-        return layer.transpose(s)
+        whole = stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
+        return n, divide(wide(out.relevance), whole)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

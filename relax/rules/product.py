@@ -27,14 +27,25 @@ class ProductRule(Rule):
         raise NotImplementedError(type(self).__name__)
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
-        overridden = type(self).relevance is not Rule.relevance
-        return "relevance" if overridden else "coefficient"
+        if type(self).relevance is not Rule.relevance:
+            return "relevance"
+        return arriving if self._passes(layer) else "coefficient"
+
+    def _taken(self, layer: Any) -> tuple[float, float]:
+        first, second = layer.details.fixed
+        return (0.0, 1.0) if first else (1.0, 0.0) if second else self.shares(layer)
+
+    def _passes(self, layer: Any) -> bool:
+        """An elementwise product whose one factor takes all, also where it is zero."""
+        return layer.details.elementwise and set(self._taken(layer)) == {0.0, 1.0}
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         if type(self).relevance is not Rule.relevance:
             return super().propagate(layer, x, out)
-        first, second = layer.details.fixed
-        shares = (0.0, 1.0) if first else (1.0, 0.0) if second else self.shares(layer)
+        shares = self._taken(layer)
+        if out.currency == "relevance" and self._passes(layer):
+            parts = tuple(out.message if share else None for share in shares)
+            return parts if not layer.same else (out.message,)
         return layer.share(out.coefficient, shares)
 
 

@@ -1,0 +1,338 @@
+"""The account of an explanation: how much relevance each layer was given, handed on, and kept."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from relax import _target
+from relax._program import Program
+from relax.rules import Epsilon
+from relax.rules._base import CAUSES, Rule, describe
+
+# What a layer keeps that none of its rule's own sums tell, by its kind.
+_REST = {
+    "softmax": "softmax",
+    "normalization": "statistic",
+    "activation": "activation",
+    "product": "gate",
+}
+_TOLD = frozenset(
+    {"dense", "conv", "scale_shift", "sum", "mean", "avg_pool", "linear", "normalization"}
+)
+_COLUMNS = ("path", "kind", "rule", "out", "in", "absorbed", "by", "where")
+
+
+class _Place(NamedTuple):
+    """What an entry is about."""
+
+    path: str
+    kind: str
+    rule: str
+    where: str
+    rest: str
+    rounds: int  # how many scans it stands in
+
+
+class Entry(NamedTuple):
+    """One layer of a `Ledger`.
+
+    Attributes:
+      path, kind, rule, where: as in the plan; a kind of "constant" is no layer, but a place where
+        something is added, masked or put in that does not depend on the explained input.
+      out: relevance at its outputs, summed; in a scan for each round.
+      into: relevance that it hands to its inputs.
+      absorbed: what it keeps, by cause: bias, stabilizer, dead (denominators that are exactly
+        zero), mask, softmax, statistic, activation, gate, constant, rule.
+      rounding: ``out - into - sum(absorbed)``.
+    """
+
+    path: str
+    kind: str
+    rule: str
+    where: str
+    out: Any
+    into: Any
+    absorbed: dict[str, Any]
+    rounding: Any
+
+    @property
+    def kept(self) -> Any:
+        """``out - into``."""
+        return self.out - self.into
+
+
+class Ledger(Sequence[Entry]):
+    """An account of relevance, entry by entry in order of evaluation; a pytree.
+
+    ``explained = received + absorbed`` to rounding, and the same for each entry. Prints as a table,
+    the largest leaks first; in a notebook as HTML; `plot` draws it.
+
+    Attributes:
+      value: the output of the function, summed.
+      explained: what of it is explained; the rest is outside of the target.
+      received: relevance of the explained arguments, summed.
+    """
+
+    def __init__(
+        self,
+        places: tuple[_Place, ...],
+        sums: Sequence[dict[str, Any]],
+        value: Any,
+        explained: Any,
+        received: Any,
+    ):
+        self._places, self._sums = places, tuple(sums)
+        self.value, self.explained, self.received = value, explained, received
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place, sums = self._places[index], self._sums[index]
+        absorbed = {cause: sums[cause] for cause in CAUSES if cause in sums}
+        rest = sums["out"] - sums["in"] - sum(absorbed.values())
+        if place.rest:
+            absorbed[place.rest] = absorbed.get(place.rest, 0) + rest
+            rest = jnp.zeros_like(rest)
+        return Entry(
+            place.path,
+            place.kind,
+            place.rule,
+            place.where,
+            sums["out"],
+            sums["in"],
+            absorbed,
+            rest,
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def absorbed(self) -> Any:
+        """All that is kept on the way."""
+        kept = (
+            _over_rounds(entry.kept, place) for entry, place in zip(self, self._places, strict=True)
+        )
+        return sum(kept, jnp.zeros(()))
+
+    @property
+    def outside(self) -> Any:
+        """``value - explained``: outside of the target."""
+        return self.value - self.explained
+
+    @property
+    def rounding(self) -> Any:
+        """``explained - received - absorbed``."""
+        return self.explained - self.received - self.absorbed
+
+    def by_cause(self) -> dict[str, Any]:
+        """All that is kept, by cause."""
+        total: dict[str, Any] = {}
+        for entry, place in zip(self, self._places, strict=True):
+            for cause, kept in entry.absorbed.items():
+                total[cause] = total.get(cause, 0) + _over_rounds(kept, place)
+        return total
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """What is kept, the most first; entries that keep nothing are left out."""
+        whole = max(abs(_number(self.explained)), abs(_number(self.received)), 1e-30)
+        entries = [e for e in self if abs(_number(e.kept)) > 1e-7 * whole]
+        entries.sort(key=lambda entry: -abs(_number(entry.kept)))
+        return [
+            (
+                entry.path,
+                entry.kind,
+                entry.rule,
+                f"{_number(entry.out):.5g}",
+                f"{_number(entry.into):.5g}",
+                f"{_number(entry.kept):.5g}",
+                ", ".join(
+                    f"{cause} {_number(kept):.4g}"
+                    for cause, kept in entry.absorbed.items()
+                    if abs(_number(kept)) > 1e-7 * whole
+                ),
+                entry.where,
+            )
+            for entry in entries
+        ]
+
+    def _summary(self) -> str:
+        explained, received = _number(self.explained), _number(self.received)
+        causes = {cause: _number(kept) for cause, kept in self.by_cause().items()}
+        least = 1e-9 * max(abs(explained), abs(received))
+        parts = [
+            f" + {cause} {kept:.6g}"
+            for cause, kept in sorted(causes.items(), key=lambda item: -abs(item[1]))
+            if abs(kept) > least
+        ]
+        return (
+            f"explained {explained:.6g} = received {received:.6g}{''.join(parts)}\n"
+            f"outside of the target {_number(self.outside):.6g}, "
+            f"rounding {_number(self.rounding):.1e}"
+        )
+
+    def __str__(self) -> str:
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
+            return f"<account of {len(self)} places, traced>"
+        table = [_COLUMNS, *self._rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+        right = range(3, 6)
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i in right else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*lines, self._summary()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self._rows()
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"{table}<pre>{html.escape(self._summary())}</pre>"
+
+    def plot(self, axes: Any = None) -> Any:
+        """A bar for each layer from the output down to the input: what it hands on and keeps.
+
+        Args:
+          axes: of matplotlib, to draw on; a new figure by default.
+
+        Returns:
+          The axes. Needs matplotlib.
+        """
+        if axes is None:
+            import matplotlib.pyplot as plt
+
+            _, axes = plt.subplots(figsize=(7, 1 + 0.25 * len(self)), layout="constrained")
+        least = 1e-9 * max(abs(_number(e.out)) for e in self) if len(self) else 0.0
+        entries = [e for e in self if e.kind != "constant" or abs(_number(e.kept)) > least][::-1]
+        places = np.arange(len(entries))
+        axes.barh(places, [_number(e.into) for e in entries], color="0.75", label="handed on")
+        above = np.array([max(_number(e.into), 0.0) for e in entries])
+        below = np.array([min(_number(e.into), 0.0) for e in entries])
+        for cause in dict.fromkeys(cause for entry in entries for cause in entry.absorbed):
+            kept = np.array([_number(e.absorbed.get(cause, 0.0)) for e in entries])
+            if not np.any(np.abs(kept) > least):
+                continue
+            axes.barh(places, kept, left=np.where(kept >= 0, above, below), label=cause)
+            above, below = above + np.maximum(kept, 0), below + np.minimum(kept, 0)
+        axes.set_yticks(places, [entry.path for entry in entries], fontsize=7)
+        axes.invert_yaxis()
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel("relevance")
+        axes.legend(fontsize=7)
+        return axes
+
+
+def _over_rounds(x: Any, place: _Place) -> Any:
+    """The sum over the rounds of scans; samples of a vmap stay apart."""
+    return jnp.sum(x, axis=tuple(range(-place.rounds, 0)))
+
+
+def _number(x: Any) -> float:
+    return float(np.sum(np.asarray(x, np.float64)))
+
+
+jax.tree_util.register_pytree_node(
+    Ledger,
+    lambda a: ((a._sums, a.value, a.explained, a.received), a._places),
+    lambda places, children: Ledger(places, *children),
+)
+
+
+def ledger(
+    fun: Callable[..., Any],
+    rules: Any = Epsilon(),
+    *,
+    argnums: int | Sequence[int] = -1,
+    target: Any = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    r"""As `lrp`, with an account of every layer: where the relevance went that did not arrive.
+
+    $$R_\mathrm{out} = R_\mathrm{in} + \text{bias} + \text{stabilizer} + \text{softmax} + \dots$$
+
+    for each layer and for the whole, to rounding.
+
+    Arguments and errors: see `lrp`.
+
+    Returns:
+      A function of the arguments of ``fun`` that returns ``(relevance, ledger)``, with ``has_aux``
+      ``((relevance, ledger), aux)``; a `Ledger` is a pytree of sums, so it works under jit, and
+      under vmap gives one account for each sample. In a scan there is a sum for each round.
+
+    Raises:
+      ArgumentError: a layer stands inside of a shard_map.
+
+    Example:
+      >>> import jax.numpy as jnp, relax
+      >>> f = lambda p, x: x @ p["w"] + p["b"]
+      >>> p = {"w": jnp.array([[2.0], [1.0]]), "b": jnp.array([3.0])}
+      >>> relevance, account = relax.ledger(f, relax.rules.Epsilon(0.0))(p, jnp.array([1.0, 1.0]))
+      >>> print(relevance, account[0].absorbed["bias"], account.rounding)
+      [2. 1.] 3.0 0.0
+
+    Source: Bach et al. 2015, eq. (2), conservation.
+    """
+
+    @functools.wraps(fun, updated=())
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        in_relevance = _target.gives_relevance(target)
+        program = Program(
+            fun, rules, argnums, None, has_aux, args, kwargs, in_relevance, counts=True
+        )
+        value, aux, pull_back = program.run(False)
+        seeds = _target.seeds(target, value)
+        relevance, _ = pull_back(seeds)
+        given = seeds if in_relevance else jax.tree.map(jnp.multiply, value, seeds)
+        account = _account(program, _total(value), _total(given), _total(relevance))
+        return ((relevance, account), aux) if has_aux else (relevance, account)
+
+    return explained
+
+
+def _total(tree: Any) -> jax.Array:
+    leaves = [jnp.asarray(a) for a in jax.tree.leaves(tree)]
+    floats = [a for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact)]
+    wide = (a.astype(jnp.promote_types(a.dtype, jnp.float32)).real for a in floats)
+    return sum((jnp.sum(a) for a in wide), jnp.zeros(()))
+
+
+def _account(program: Program, value: Any, explained: Any, received: Any) -> Ledger:
+    places, sums = [], []
+    for place, section, unit, layer in program.accounts:
+        rounds = len(section.lengths)
+        kinds = ("out", "in", *(CAUSES if layer is not None else ()))
+        found = {kind: program.totals[place, (kind, unit)] for kind in kinds}
+        if layer is not None:
+            rule = program.rules[layer.index]
+            own = type(rule).absorbed is not Rule.absorbed
+            told = own and layer.kind in _TOLD
+            rest = "" if told else _REST.get(layer.kind, "rule")
+            own_rule = describe(rule)
+            places.append(_Place(layer.label, layer.kind, own_rule, layer.where, rest, rounds))
+        else:
+            equation = section.graph.equations[unit[1]]
+            name = equation.primitive.name
+            path = f"{equation.scope}/{name}" if equation.scope else name
+            places.append(_Place(path, "constant", "", equation.where, "constant", rounds))
+        sums.append(found)
+    return Ledger(tuple(places), sums, value, explained, received)
