@@ -22,8 +22,8 @@ from relax.transform import lrp, value_and_lrp, vrp
 if TYPE_CHECKING:
     from relax import composites, select
     from relax._assign import Composite
+    from relax.account import Ledger, ledger
     from relax.custom import custom_relprop
-    from relax.ledger import Ledger, ledger
     from relax.plan import Plan, layers
 
 __version__ = "0.1.0"
@@ -31,12 +31,12 @@ __version__ = "0.1.0"
 # Imported on first use, with the engine, so that `import relax` stays light.
 _LAZY = {
     "Composite": "relax._assign",
-    "Ledger": "relax.ledger",
+    "Ledger": "relax.account",
     "Plan": "relax.plan",
     "composites": "",
     "custom_relprop": "relax.custom",
     "layers": "relax.plan",
-    "ledger": "relax.ledger",
+    "ledger": "relax.account",
     "select": "",
 }
 

@@ -263,7 +263,7 @@ def arras_lstm(
       >>> def cell(x):  # a gate and a signal
       ...     return jax.nn.sigmoid(x[0]) * jnp.tanh(x[1])
       >>> print(relax.lrp(cell, relax.composites.arras_lstm())(jnp.array([0.0, 1.0])))
-      [0.         0.38079706]
+      [0.        0.3807971]
 
     Source: Arras et al. 2017, section 3; bias factor: Arras et al. 2019.
     """
