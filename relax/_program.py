@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from relax import _arguments, _jaxpr, select
+from relax import _arguments, _jaxpr
 from relax._assign import assign
 from relax._currency import Currencies, find_currencies
-from relax._errors import ArgumentError, RelaxWarning, UnmatchedSelectorError, message
+from relax._errors import ArgumentError, RelaxWarning, message
 from relax._graph import Layer, flatten, prune
-from relax._joint import beside
-from relax._paths import nearest
+from relax._latent import joined, latent
 from relax._recognize import gather_facts
-from relax._recognize.joint import JointDetails
 from relax._rewrite import Rewritten, Tap
 from relax._sections import Section, find_sections
 from relax.rules._base import CAUSES, pair
@@ -65,7 +63,7 @@ class Program:
         standing = list(section.every())
         self.layers = [layer for _, layer in standing]
         self.rules = assign(rules, self.layers)
-        self.latent = _latent(at, standing)
+        self.latent = latent(at, standing, list(section.named()))
         self._check_dependence(explained, outputs)
         self.in_relevance = in_relevance
         self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
@@ -88,22 +86,6 @@ class Program:
                         remedy="Call relax.ledger inside of it, or without it on one device.",
                     )
                 )
-
-    def _beside(self, parts: list[jax.Array], path: str) -> jax.Array:
-        """The outputs of a layer side by side: the gates of a recurrent cell."""
-        if len(parts) == 1:
-            return parts[0]
-        section, layer = next(
-            (section, layer)
-            for section, _ in self.of_section.values()
-            for layer in section.layers
-            if layer.label == path
-        )
-        rounds = len(section.lengths)
-        axes = [
-            (*range(rounds), *(axis + rounds for axis in own)) for own in layer.details.output_axes
-        ]
-        return beside(parts, axes)
 
     def counters(self) -> dict[Tap, jax.Array]:
         """For each sum of the account a zero, whose derivative it is; in a scan, one a round."""
@@ -232,7 +214,7 @@ class Program:
                 for tap, x, c in zip(taps, seen, at_probes, strict=True)
             }
             return traced.rebuild(parts), {
-                path: self._beside([found[tap] for tap in parts], path)
+                path: joined([found[tap] for tap in parts], path, self.of_section.values())
                 for path, parts in self.latent.items()
             }
 
@@ -257,39 +239,3 @@ def _shadow_dtype(graph: Any) -> Any:
 
 def _relevance(currency: str, value: Any, carried: Any) -> Any:
     return carried if currency == "relevance" else pair(value, carried)
-
-
-def _latent(at: Any, standing: Sequence[tuple[Section, Layer]]) -> dict[str, list[Tap]]:
-    """Where the output of every layer stands whose relevance is wanted, by path."""
-    if at is None:
-        return {}
-    found: dict[str, list[Tap]] = {}
-    layers = [layer for _, layer in standing]
-    for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
-        test = select.predicate(selector)
-        own = [(section, layer) for section, layer in standing if test(layer)]
-        if not own:
-            known = [p for layer in layers for p in (layer.label, layer.weight_path)]
-            close = ", ".join(repr(path) for path in nearest(test.name.strip("'"), known))
-            raise UnmatchedSelectorError(
-                message(
-                    f"at={test.name} matches no layer",
-                    remedy=f"Nearest: {close or 'none, the function has no layers'}.",
-                )
-            )
-        for section, layer in own:
-            if section.sharded:
-                raise ArgumentError(
-                    message(
-                        f"at={test.name} names a layer inside of a shard_map, whose values have no "
-                        "place outside of it",
-                        where=layer.where,
-                        path=layer.label,
-                        remedy="Take relevance at a layer around it, or call lrp inside of it.",
-                    )
-                )
-        for section, layer in own:
-            joint = isinstance(layer.details, JointDetails)
-            outputs = layer.outputs if joint else layer.outputs[:1]
-            found[layer.label] = [(id(section), value) for value in outputs]
-    return found

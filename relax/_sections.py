@@ -10,6 +10,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+from jax.extend.core.primitives import name_p
+
 from relax._graph import Equation, Graph, Layer
 from relax._recognize import AFFINE, Facts, find_layers
 from relax._recognize.joint import JointDetails, weights
@@ -36,6 +38,16 @@ class Section:
     lengths: tuple[int, ...]
     sharded: bool
     names: dict[int, str]
+
+    def named(self) -> Iterator[tuple[Section, str, int]]:
+        """Values that carry relevance and a name of `jax.ad_checkpoint.checkpoint_name`."""
+        for index, equation in enumerate(self.graph.equations):
+            (value, *_) = equation.outputs or (-1,)
+            if equation.primitive is name_p and self.facts.tracked[value]:
+                scope = f"{equation.scope}/" if equation.scope else ""
+                yield self, f"{scope}{equation.params['name']}", value
+            for section in self.inner.get(index, ()):
+                yield from section.named()
 
     def every(self) -> Iterator[tuple[Section, Layer]]:
         """All layers of the tree in evaluation order, each with its section."""
@@ -111,6 +123,7 @@ def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:
     """Behind: reached from the explained input through a dense layer or convolution."""
     graph, facts = section.graph, section.facts
     closing = {layer.closing: layer for layer in section.layers}
+    owned = {i for layer in section.layers for i in layer.owned}
     behind = [False] * len(graph.avals)
     for value, passed in zip(graph.inputs, entering, strict=True):
         behind[value] = passed
@@ -120,8 +133,10 @@ def _mark_first(section: Section, entering: Sequence[bool]) -> list[bool]:
             for value, passed in zip(equation.outputs, results, strict=True):
                 behind[value] = passed
             continue
-        passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
         layer = closing.get(index)
+        if index in owned and layer is None:
+            continue  # what a layer makes is known where it closes
+        passed = any(behind[v] for v in equation.inputs if facts.tracked[v])
         if layer is not None:
             layer.behind = passed or any(behind[v] for v in layer.inputs)
             weighted = layer.kind in ("dense", "conv")

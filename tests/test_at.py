@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import relax
 from relax import rules, select
@@ -259,3 +260,37 @@ def test_latent_relevance_is_differentiable(params, x):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10), ours, expected
     )
+
+
+def test_values_named_by_checkpoint_name(rng):
+    """Relevance at a named value is that of the layer that made it; in a scan one a round."""
+    w, v = rng.normal(size=(4, 4)), rng.normal(size=(4, 3))
+    x = rng.normal(size=(2, 4))
+
+    def function(x):
+        with jax.named_scope("block"):
+            h = checkpoint_name(jnp.tanh(x @ w), "hidden")
+        return h @ v
+
+    _, at = jax.jit(relax.lrp(function, at=("hidden", "*/tanh")))(x)
+    np.testing.assert_array_equal(at["block/hidden"], at["block/tanh"])
+
+    def scanned(x):
+        step = lambda x, _: (checkpoint_name(jnp.tanh(x @ w), "state"), None)
+        return lax.scan(jax.checkpoint(step), x, None, 3)[0] @ v
+
+    _, at = relax.lrp(scanned, at="state")(x)
+    assert at["state"].shape == (3, 2, 4)
+    np.testing.assert_allclose(
+        at["state"][-1],
+        relax.vrp(lambda h: h @ v, scanned_state(w, x))[1](scanned(x))[0],
+        rtol=1e-5,
+    )
+    with pytest.raises(relax.UnmatchedSelectorError, match="'state'"):
+        relax.lrp(scanned, at="stat")(x)
+
+
+def scanned_state(w, x):
+    for _ in range(3):
+        x = jnp.tanh(x @ w)
+    return x

@@ -1,0 +1,97 @@
+"""Latent relevance: where the values stand whose relevance is wanted as well, by path.
+
+The output of a layer, or a value named with `jax.ad_checkpoint.checkpoint_name`; in a scan it has
+the axis of its rounds in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+from relax import select
+from relax._errors import ArgumentError, UnmatchedSelectorError, message
+from relax._graph import Layer
+from relax._joint import beside
+from relax._paths import matches, nearest
+from relax._recognize.joint import JointDetails
+from relax._rewrite import Tap
+from relax._sections import Section
+
+
+def latent(
+    at: Any,
+    standing: Sequence[tuple[Section, Layer]],
+    named: Sequence[tuple[Section, str, int]],
+) -> dict[str, list[Tap]]:
+    """The taps of every path; a layer of several outputs has one for each.
+
+    Raises:
+      UnmatchedSelectorError: a selector matches nothing.
+      ArgumentError: a value stands inside of a shard_map.
+    """
+    if at is None:
+        return {}
+    found: dict[str, list[Tap]] = {}
+    layers = [layer for _, layer in standing]
+    for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
+        test = select.predicate(selector)
+        own = [(section, layer) for section, layer in standing if test(layer)]
+        values = [
+            (section, name, value)
+            for section, name, value in named
+            if isinstance(selector, str) and matches(selector, (name,))
+        ]
+        if not own and not values:
+            known = [p for layer in layers for p in (layer.label, layer.weight_path)]
+            known += [name for _, name, _ in named]
+            close = ", ".join(repr(path) for path in nearest(test.name.strip("'"), known))
+            raise UnmatchedSelectorError(
+                message(
+                    f"at={test.name} matches no layer and no named value",
+                    remedy=f"Nearest: {close or 'none, the function has no layers'}.",
+                )
+            )
+        for section, layer in own:
+            _refuse_mapped(section, test.name, layer.where, layer.label)
+            joint = isinstance(layer.details, JointDetails)
+            outputs = layer.outputs if joint else layer.outputs[:1]
+            found[layer.label] = [(id(section), value) for value in outputs]
+        for section, name, value in values:
+            _refuse_mapped(section, test.name, "", name)
+            label, count = name, 0
+            while label in found and found[label] != [(id(section), value)]:
+                count += 1
+                label = f"{name}#{count}"
+            found[label] = [(id(section), value)]
+    return found
+
+
+def _refuse_mapped(section: Section, selector: str, where: str, path: str) -> None:
+    if section.sharded:
+        raise ArgumentError(
+            message(
+                f"at={selector} names a value inside of a shard_map, which has no place outside of "
+                "it",
+                where=where,
+                path=path,
+                remedy="Take relevance at a layer around it, or call lrp inside of it.",
+            )
+        )
+
+
+def joined(parts: list[jax.Array], path: str, sections: Iterable[tuple[Section, Any]]) -> jax.Array:
+    """The outputs of a layer side by side, as the gates of a recurrent cell."""
+    if len(parts) == 1:
+        return parts[0]
+    section, layer = next(
+        (section, layer)
+        for section, _ in sections
+        for layer in section.layers
+        if layer.label == path
+    )
+    rounds = len(section.lengths)
+    axes = [(*range(rounds), *(axis + rounds for axis in own)) for own in layer.details.output_axes]
+    return beside(parts, axes)
