@@ -213,7 +213,12 @@ def branch(p, x):
 COMPARED = [name for name, (_, plain) in PAIRS.items() if plain is not None]
 
 
-@pytest.mark.parametrize("name", COMPARED)
+LONG = ("unroll", "reverse", "two carries", "attention over layers", "cond in scan")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in COMPARED]
+)
 def test_relevance_is_that_of_the_program_without_it(name):
     """For all rules at once, and what is compiled is the same as what is not."""
     looped, plain = PAIRS[name]
@@ -226,7 +231,7 @@ def test_relevance_is_that_of_the_program_without_it(name):
         close(got, expected)
 
 
-FAST = ("two carries", "over layers", "cond", "checkpoint in scan")
+FAST = ("over layers", "cond", "checkpoint in scan")
 FIRST = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in COMPARED]
 
 

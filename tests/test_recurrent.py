@@ -189,7 +189,14 @@ FRAMEWORKS = [
 ]
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda made: made.__name__)
+LONG = (linen_simple, nnx_cells, haiku_gru)
+
+
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param(f, marks=pytest.mark.slow if f in LONG else ()) for f in FRAMEWORKS],
+    ids=lambda made: made.__name__,
+)
 def test_cells_of_every_framework(framework, x):
     """Each output of each step, by a random seed; the frameworks compute in float32."""
     with jax.numpy_rank_promotion("allow"):
@@ -405,7 +412,9 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-@pytest.mark.parametrize("steps", [[5], [1, 3], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize(
+    "steps", [[1, 3], *(pytest.param(s, marks=pytest.mark.slow) for s in ([5], list(range(6))))]
+)
 def test_any_subset_of_time_steps_as_target(name, steps, p, rng):
     """In one pass; what comes later than the last step of a forward network gets nothing."""
     p["s"] = rng.normal(size=(HIDDEN, 4 * HIDDEN))
@@ -439,7 +448,10 @@ DIFFERENTIATED = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENTIATED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "arras_lstm" else pytest.mark.slow) for n in DIFFERENTIATED],
+)
 def test_derivatives_through_a_recurrent_network(name, p, start, rng):
     """Of the relevance, through all parameters: a loop unrolled by hand, and differences."""
     x = rng.normal(size=(1, 4, IN))

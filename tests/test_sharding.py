@@ -196,7 +196,14 @@ CELLS = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("rule", ["Epsilon 0.1", "share", "ZPlus", "Gamma"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "share",
+        "ZPlus",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("Epsilon 0.1", "Gamma")),
+    ],
+)
 def test_a_recurrent_cell_over_devices(name, rule, rng):
     """One layer of two inputs, its bias and the sum over devices included."""
     mesh = jax.make_mesh((4,), ("m",), axis_types=(AxisType.Auto,))

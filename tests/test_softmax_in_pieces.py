@@ -122,7 +122,15 @@ def attention(form):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
-@pytest.mark.parametrize("rules_", ["attnlrp", "cp_lrp", "epsilon", "guided_backprop"])
+@pytest.mark.parametrize(
+    "rules_",
+    [
+        "attnlrp",
+        "cp_lrp",
+        pytest.param("epsilon", marks=pytest.mark.slow),
+        pytest.param("guided_backprop", marks=pytest.mark.slow),
+    ],
+)
 def test_equal_to_the_softmax_in_one_piece(form, rules_, weights, x):
     """Under the Jacobian, a constant, the defaults, and the plain gradient."""
     with warnings.catch_warnings():
