@@ -231,7 +231,7 @@ def test_relevance_is_that_of_the_program_without_it(name):
         close(got, expected)
 
 
-FAST = ("over layers", "cond", "checkpoint in scan")
+FAST = ("over layers", "cond")
 FIRST = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in COMPARED]
 
 

@@ -124,18 +124,23 @@ RULES = {
     "epsilon_plus_flat": composites.epsilon_plus_flat(),
     "gradient": rules.Gradient(),
 }
-QUICK = {"Gamma", "attnlrp"}  # with every network; every rule with one of them
+QUICK = {"Gamma", "attnlrp"}  # with every network; these with one:
+ONCE = {"Epsilon", "bias_share", "AlphaBeta", "Flat", "WSquare", "ZBox", "Mask", "sums", "gradient"}
 
 
 def options(rule):
     return [(key, rule[key]) for key in rule] if isinstance(rule, dict) else rule
 
 
+def is_quick(network, name):
+    return name in QUICK or (network == "residual" and name in ONCE)
+
+
 @pytest.mark.filterwarnings("ignore::relax.RelaxWarning")
 @pytest.mark.parametrize(
     ("network", "name"),
     [
-        pytest.param(n, r, marks=() if r in QUICK or n == "residual" else pytest.mark.slow)
+        pytest.param(n, r, marks=() if is_quick(n, r) else pytest.mark.slow)
         for n in NETWORKS
         for r in RULES
     ],

@@ -126,7 +126,7 @@ def attention(form):
     "rules_",
     [
         "attnlrp",
-        "cp_lrp",
+        pytest.param("cp_lrp", marks=pytest.mark.slow),
         pytest.param("epsilon", marks=pytest.mark.slow),
         pytest.param("guided_backprop", marks=pytest.mark.slow),
     ],
