@@ -33,6 +33,12 @@ SINGLE = {
 }  # fmt: skip
 
 half = pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
+# float16, whose range is the smaller one; bfloat16 among the slow tests
+narrowest = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(d, marks=() if d == jnp.float16 else pytest.mark.slow) for d in HALF],
+    ids=lambda dtype: dtype.__name__,
+)
 
 
 def shift(z, b):
@@ -125,7 +131,7 @@ def test_half_precision(name, network, dtype):
         assert 0 < error <= ROUNDINGS * moved + x.size * float(jnp.finfo(dtype).tiny)
 
 
-@half
+@narrowest
 @pytest.mark.parametrize("name", [*SINGLE, "BetaSmooth", "Rescale", "Mask"])
 def test_half_precision_with_wider_hyperparameters(name, dtype):
     """Hyper-parameters may have a wider type than the model; the relevance has the model's."""
@@ -220,7 +226,13 @@ def zero_loss(rule, params, x, noise):
     return jnp.sum(jnp.sin(r) * noise), r
 
 
-@pytest.mark.parametrize("name", ZERO_RULES)
+LONG_ZEROS = list(ZERO_RULES)[1::2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in LONG_ZEROS else ()) for n in ZERO_RULES],
+)
 def test_zeros(name):
     """Relevance of zeros is finite, and so are its derivatives."""
     fixed = functools.partial(zero_loss, ZERO_RULES[name])
@@ -243,7 +255,7 @@ def test_zeros_with_traced_hyperparameters(name):
     check_zeros(functools.partial(gradient, jax.tree_util.tree_map_with_path(nullified, traced)))
 
 
-@half
+@narrowest
 @pytest.mark.parametrize("name", ZERO_RULES)
 def test_zeros_in_half_precision(name, dtype):
     """Relevance of zeros is finite in half types, where 1 / epsilon may exceed the range."""
@@ -256,7 +268,7 @@ def test_zeros_in_half_precision(name, dtype):
     assert not wrong
 
 
-@half
+@narrowest
 @pytest.mark.parametrize("name", WITH_EPSILON)
 def test_any_seed_on_zeros_in_half_precision(name, dtype):
     """Relevance that arrives at outputs that are exactly zero: s = R / epsilon is huge."""

@@ -76,7 +76,9 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16]
+)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_value_is_the_functions_own(name, dtype):
     """Un-jitted the value is that of the function to the bit; under jit to rounding."""

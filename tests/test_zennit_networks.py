@@ -102,8 +102,13 @@ def test_nothing_recorded_is_left_out(network):
     assert lrp == set(RULES)
 
 
+LONG = ("mlp_elu", "mlp_leaky", "mlp_sigmoid")  # as mlp_tanh and mlp_gelu
+
+
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in MODELS]
+)
 def test_float64(network, name):
     """relax and Zennit agree to 1e-9 of the largest relevance."""
     got, expected = relevance(network, name, np.float64)
