@@ -143,7 +143,12 @@ def test_vmap_over_samples(name):
     close(jax.jit(jax.vmap(one))(X), plain(name))
 
 
-@table
+QUICK = ("attnlrp", "cp_lrp", "attnlrp_vit", "Uniform", "LayerNormRule", "Identity", "Custom")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CATALOG]
+)
 def test_grad_of_input_and_parameters(name):
     rule, gradient = as_arrays(CATALOG[name]), gradients(name)
     check_gradient(lambda x: compiled_loss(rule, PARAMS, x), X, gradient[2])
