@@ -112,7 +112,7 @@ def programs(network, name):
     return jax.jit(explain), reference
 
 
-@half
+@narrowest
 @pytest.mark.parametrize("network", [mlp, pytest.param(conv_net, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", COMPOSITES | SINGLE)
 def test_half_precision(name, network, dtype):
@@ -301,7 +301,7 @@ def test_a_rule_of_ones_own_on_zeros_in_half_precision(dtype):
 # ----------------------------------------------------------------------------------- transformers
 
 
-@half
+@narrowest
 @pytest.mark.parametrize(
     "name", ["default", "attnlrp(0)", "cp_lrp", "attnlrp_vit", "LayerNormRule"]
 )
