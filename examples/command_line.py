@@ -1,7 +1,9 @@
 """What the command lines of the examples share: how they refuse, and the rules that they offer."""
 
+import argparse
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,53 @@ def check_output(path: Path, suffix: str) -> None:
         raise InputError(f"--output {str(path)!r} does not end in {suffix}")
     if not path.parent.is_dir():
         raise InputError(f"--output {str(path)!r} is in a folder that does not exist")
+
+
+def names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def add_rules(parser: Any, default: Sequence[str]) -> None:
+    """The argument ``--rules``, of a parser or of a group of one."""
+    parser.add_argument(
+        "--rules",
+        type=names,
+        default=default,
+        metavar="NAME[,NAME...]",
+        help=f"functions of relax.composites (default: {','.join(default)})",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, default: str, metavar: str, what: str) -> None:
+    """The argument ``--output``: a file of the kind ``metavar``, which holds ``what``."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(default),
+        metavar=metavar,
+        help=f"the {what} to write (default: %(default)s)",
+    )
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+    *errors: type[Exception],
+) -> int:
+    """Runs a program: 0 when it has done its work, 2 and a line on stderr when not.
+
+    Args:
+        parser: reads ``argv``; its ``prog`` begins the line.
+        run: does the work.
+        argv: the arguments, or None for those of the process.
+        *errors: what ``run`` may raise beside errors of input, of files and of relax.
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments)
+    except (InputError, OSError, relax.RelaxError, *errors) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -21,7 +21,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 try:
@@ -34,7 +33,14 @@ try:
     import relax
     from byte_level_bpe import token_bytes
     from colored_text import Passage, bars, colored_text, html_page
-    from command_line import InputError, check_output, make_rules
+    from command_line import (
+        InputError,
+        add_output,
+        add_rules,
+        check_output,
+        make_rules,
+        run_command,
+    )
     from next_tokens import Question, Seed, ask
     from smollm2 import LanguageModel, WeightsError, load
     from words import Word, merge_words
@@ -164,32 +170,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="add the N most probable tokens, one by one, and explain all (default: %(default)s)",
     )
-    parser.add_argument(
-        "--rules",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        default=RULES,
-        metavar="NAME[,NAME...]",
-        help=f"functions of relax.composites (default: {','.join(RULES)})",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("language_model.html"),
-        metavar="HTML",
-        help="the page to write (default: %(default)s)",
-    )
+    add_rules(parser, RULES)
+    add_output(parser, "language_model.html", "HTML", "page")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when the page was written, 2 and a line on stderr when not."""
-    arguments = _parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, WeightsError, OSError, relax.RelaxError) as error:
-        print(f"language_model.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_parser(), run, argv, WeightsError)
 
 
 if __name__ == "__main__":

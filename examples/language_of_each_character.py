@@ -26,7 +26,6 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -36,7 +35,15 @@ try:
 
     import relax
     from colored_text import Passage, colored_text, comparable, html_page, side_by_side
-    from command_line import InputError, check_output, make_rules
+    from command_line import (
+        InputError,
+        add_output,
+        add_rules,
+        check_output,
+        make_rules,
+        names,
+        run_command,
+    )
     from language_lstm import LanguageModel, WeightsError, load
     from torch_checkpoint import CheckpointError
     from words import Token, Word, merge_words
@@ -197,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--languages",
-        type=_names,
+        type=names,
         default=LANGUAGES,
         metavar="CODE,CODE[,CODE...]",
         help="the languages whose logits are explained, two or more of the twenty "
@@ -208,36 +215,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="explain the difference of the logits of the first two languages instead",
     )
-    parser.add_argument(
-        "--rules",
-        type=_names,
-        default=RULES,
-        metavar="NAME[,NAME...]",
-        help=f"functions of relax.composites (default: {','.join(RULES)})",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("language_of_each_character.html"),
-        metavar="HTML",
-        help="the page to write (default: %(default)s)",
-    )
+    add_rules(parser, RULES)
+    add_output(parser, "language_of_each_character.html", "HTML", "page")
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when the page was written, 2 and a line on stderr when not."""
-    arguments = _parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, WeightsError, CheckpointError, OSError, relax.RelaxError) as error:
-        print(f"language_of_each_character.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_parser(), run, argv, WeightsError, CheckpointError)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ try:
 
     import command_line
     import relax
-    from command_line import InputError
+    from command_line import add_output, add_rules, run_command
     from efficientnet_lite import IMAGE_SIZE, EfficientNetLite0, load_variables, preprocess
     from heatmap import save_figure
     from imagenet import (
@@ -137,13 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the class to explain, by name or by index (default: the most probable one)",
     )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument(
-        "--rules",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        default=RULES,
-        metavar="NAME[,NAME...]",
-        help=f"functions of relax.composites (default: {','.join(RULES)})",
-    )
+    add_rules(choice, RULES)
     choice.add_argument(
         "--plan",
         metavar="NAME",
@@ -156,25 +150,13 @@ def _parser() -> argparse.ArgumentParser:
         const=SMALL,
         help=f"the same as --rules {','.join(SMALL)}: the least work that shows everything works",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("photograph.png"),
-        metavar="PNG",
-        help="the picture to write (default: %(default)s)",
-    )
+    add_output(parser, "photograph.png", "PNG", "picture")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when the picture was written, 2 and a line on stderr when not."""
-    arguments = _parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, OSError, relax.RelaxError) as error:
-        print(f"photograph.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_parser(), run, argv)
 
 
 if __name__ == "__main__":

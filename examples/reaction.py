@@ -28,7 +28,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
@@ -39,7 +38,14 @@ try:
 
     import relax
     from colored_text import Passage, bars, colored_text, html_page
-    from command_line import InputError, check_output, make_rules
+    from command_line import (
+        InputError,
+        add_output,
+        add_rules,
+        check_output,
+        make_rules,
+        run_command,
+    )
     from reaction_albert import END, MASK, START, ReactionModel, WeightsError, load
     from smiles import ARROW, split_molecules, split_tokens
     from torch_checkpoint import CheckpointError
@@ -287,32 +293,14 @@ def _parser() -> argparse.ArgumentParser:
         help="explain why the target rather than this token: the difference of their logits "
         f"(default: {AGAINST} for the default reaction, mask and target)",
     )
-    parser.add_argument(
-        "--rules",
-        type=lambda text: [name.strip() for name in text.split(",")],
-        default=RULES,
-        metavar="NAME[,NAME...]",
-        help=f"functions of relax.composites (default: {','.join(RULES)})",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("reaction.html"),
-        metavar="HTML",
-        help="the page to write (default: %(default)s)",
-    )
+    add_rules(parser, RULES)
+    add_output(parser, "reaction.html", "HTML", "page")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when the page was written, 2 and a line on stderr when not."""
-    arguments = _parser().parse_args(argv)
-    try:
-        run(arguments)
-    except (InputError, WeightsError, CheckpointError, OSError, relax.RelaxError) as error:
-        print(f"reaction.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(_parser(), run, argv, WeightsError, CheckpointError)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from relax import _target
 from relax._program import Program
 from relax.rules import Epsilon
 from relax.rules._base import CAUSES, Rule, describe
+from relax.rules.general import unmasked
 
 # What a layer keeps that none of its rule's own sums tell, by its kind.
 _REST = {
@@ -170,7 +171,7 @@ class Ledger(Sequence[Entry]):
     def _summary(self) -> str:
         explained, received = _number(self.explained), _number(self.received)
         causes = {cause: _number(kept) for cause, kept in self.by_cause().items()}
-        least = 1e-9 * max(abs(explained), abs(received))
+        least = 1e-6 * max(abs(explained), abs(received))  # rounding of float32
         parts = [
             f" + {cause} {kept:.6g}"
             for cause, kept in sorted(causes.items(), key=lambda item: -abs(item[1]))
@@ -316,6 +317,13 @@ def _total(tree: Any) -> jax.Array:
     return sum((jnp.sum(a) for a in wide), jnp.zeros(()))
 
 
+def _tells(rule: Rule, kind: str) -> bool:
+    """Whether a rule of relax names all that it keeps, so that the rest is rounding."""
+    own = type(unmasked(rule))
+    told = own.absorbed is not Rule.absorbed and kind in _TOLD
+    return told and own.__module__.startswith("relax.rules.")
+
+
 def _account(program: Program, value: Any, explained: Any, received: Any) -> Ledger:
     places, sums = [], []
     for place, section, unit, layer in program.accounts:
@@ -324,11 +332,9 @@ def _account(program: Program, value: Any, explained: Any, received: Any) -> Led
         found = {kind: program.totals[place, (kind, unit)] for kind in kinds}
         if layer is not None:
             rule = program.rules[layer.index]
-            own = type(rule).absorbed is not Rule.absorbed
-            told = own and layer.kind in _TOLD
-            rest = "" if told else _REST.get(layer.kind, "rule")
-            own_rule = describe(rule)
-            places.append(_Place(layer.label, layer.kind, own_rule, layer.where, rest, rounds))
+            rest = "" if _tells(rule, layer.kind) else _REST.get(layer.kind, "rule")
+            told = layer.label, layer.kind, describe(rule), layer.where
+            places.append(_Place(*told, rest, rounds))
         else:
             equation = section.graph.equations[unit[1]]
             name = equation.primitive.name

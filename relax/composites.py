@@ -10,7 +10,7 @@
 | `deep_taylor`, `deep_taylor_bounded` | ZPlus, no bias | same | bounded: ZBox | |
 | `sequential_preset_a`, `_b` (`_flat`) | AlphaBeta | Epsilon(0.1) | flat: Flat | |
 | `guided_backprop`, `deconvnet`, `beta_smooth` | Gradient | Gradient | | ReLU only |
-| `arras_lstm` | | Epsilon(0.001) | | sums: Epsilon |
+| `arras_lstm` | Epsilon(0.001) | Epsilon(0.001) | | sums: Epsilon |
 | `attnlrp` | Epsilon(0) | Epsilon(0) | | softmax: Jacobian |
 | `cp_lrp` | Epsilon(0) | Epsilon(0) | | attention: Constant; products: the signal |
 | `attnlrp_vit` | Gamma(0.25) | Gamma(0.05) | | softmax: Jacobian |

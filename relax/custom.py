@@ -110,7 +110,7 @@ class custom_relprop:
         leaves = call.leaves()
         with _within():
             rule, closed_over = call.rule(leaves, self.coefficients)
-        outputs = custom_relprop_p.bind(*map(jnp.asarray, leaves), *closed_over, rule=rule)
+        outputs = custom_relprop_p.bind(*leaves, *closed_over, rule=rule)
         return jax.tree.unflatten(call.out_tree, outputs)
 
 
@@ -187,7 +187,9 @@ class _Call:
             self._require_same(values, expected)
             bwd, of_bwd, _ = _jaxpr.hoisted(self._flat_bwd, [*saved, *values])
         except Exception as error:  # of the rule, which nothing but lrp uses
-            return Relprop(fun, _raising(error), _raising(error), coefficients, self.name), of_fun
+            refuse = _raising(error)
+            made = Relprop(fun, refuse, refuse, coefficients, self.name, len(of_fun))
+            return made, of_fun
         count, first, second = len(leaves), len(of_fun), len(of_fwd)
         closed_over = [*of_fun, *of_fwd, *of_bwd]
 

@@ -92,7 +92,6 @@ def test_explanations_along_a_training_run(p, x):
 
 def test_exported_and_loaded(p, x):
     """Saved as bytes, loaded, and called."""
-    pytest.importorskip("flatbuffers", reason="jax.export needs it to write bytes")
     explain = jax.jit(relax.lrp(network, rules.Gamma(), target=1))
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (p, x))
     loaded = export.deserialize(export.export(explain)(*shapes).serialize())

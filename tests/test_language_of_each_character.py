@@ -23,6 +23,7 @@ import pytest
 pytest.importorskip("rich", reason="extra `examples` not installed")
 pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
+from command_lines import assert_refused
 from recurrent_cells import lstm, unrolled, zeros
 from test_words import PageReader
 
@@ -467,12 +468,7 @@ def main(tiny, monkeypatch, capsys):
 def test_wrong_arguments_get_one_clear_line(main, arguments, words, tmp_path, monkeypatch):
     """One line on stderr, exit status 2, no page."""
     monkeypatch.chdir(tmp_path)
-    status, _, error = main(*arguments)
-    assert status == 2
-    assert error.startswith("language_of_each_character.py: error: ")
-    assert len(error.strip().splitlines()) == 1
-    assert all(word in error for word in words)
-    assert not any(tmp_path.iterdir())
+    assert_refused("language_of_each_character.py", main(*arguments), words, tmp_path)
 
 
 def test_missing_or_damaged_weights_are_one_line(monkeypatch, capsys, write):

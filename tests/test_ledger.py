@@ -1,5 +1,6 @@
 """The account closes: for every layer, every cause, every rule, and for the whole."""
 
+import dataclasses
 import functools
 
 import jax
@@ -307,6 +308,35 @@ def test_tokens_auxiliary_outputs_and_rules_of_functions(rng):
     _, account = relax.ledger(lambda x: halved(x) * 2.0)(rng.normal(size=3))
     (own,) = (entry for entry in account if entry.kind == "custom")
     np.testing.assert_allclose(own.absorbed["rule"], own.out / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving(rules.AffineRule):
+    """A user's rule that tells no causes."""
+
+    def relevance(self, layer, x, relevance):
+        return x * layer.transpose(relevance / layer(x)) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling(Halving):
+    """The same, which tells what its bias keeps."""
+
+    def absorbed(self, layer, x, out):
+        return {"bias": jnp.sum(layer.bias * out.relevance / out.value) / 2}
+
+
+def test_what_a_rule_does_not_tell_is_its_own(p, x):
+    """Under `rule`, not under rounding; also inside of a mask."""
+    dense = lambda x: x @ p["w"] + p["b"]
+    for rule in (Halving(), Telling(), rules.Gradient(), rules.Mask(0.4, rules.Gradient())):
+        _, account = relax.ledger(dense, {"dense": rule})(x[0])
+        (entry,) = account
+        assert float(entry.rounding) == 0
+        kept = entry.absorbed["rule"] + entry.absorbed["bias"] + entry.absorbed["mask"]
+        np.testing.assert_allclose(kept, entry.out - entry.into)
+        assert abs(float(entry.absorbed["rule"])) > 1e-3
+        assert (float(entry.absorbed["bias"]) != 0) == isinstance(rule, Telling)
 
 
 def test_as_text_as_html_and_as_a_picture(p, x):

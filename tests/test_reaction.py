@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 pytest.importorskip("gguf", reason="extra `examples` not installed")
 pytest.importorskip("tokenizers", reason="extra `examples` not installed")
 
+from command_lines import assert_refused
 from reference_reaction_albert import (
     CONFIG,
     modified_gradient,
@@ -216,12 +217,7 @@ def about_amide(*arguments):
 def test_wrong_arguments_get_one_clear_line(main, arguments, words, tmp_path, monkeypatch):
     """One line on stderr, exit status 2, no page."""
     monkeypatch.chdir(tmp_path)
-    status, _, error = main(*arguments)
-    assert status == 2
-    assert error.startswith("reaction.py: error: ")
-    assert len(error.strip().splitlines()) == 1
-    assert all(word in error for word in words)
-    assert not any(tmp_path.iterdir())
+    assert_refused("reaction.py", main(*arguments), words, tmp_path)
 
 
 def test_missing_weights_are_one_line(main, monkeypatch):

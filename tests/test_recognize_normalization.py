@@ -189,17 +189,20 @@ def test_nnx_norms(make, x):
 def test_norms_of_other_libraries(library, x):
     x = x.astype(np.float32)
     if library == "equinox":
-        eqx = pytest.importorskip("equinox")
+        import equinox as eqx
+
         functions = [jax.vmap(jax.vmap(eqx.nn.LayerNorm(8))), jax.vmap(jax.vmap(eqx.nn.RMSNorm(8)))]
     elif library == "haiku":
-        hk = pytest.importorskip("haiku")
+        import haiku as hk
+
         made = [
             hk.transform(lambda x: hk.LayerNorm(-1, True, True)(x)),
             hk.transform(lambda x: hk.RMSNorm(-1)(x)),
         ]
         functions = [lambda x, m=m: m.apply(m.init(jax.random.key(0), x), None, x) for m in made]
     else:
-        keras = pytest.importorskip("keras")
+        import keras
+
         functions = [keras.layers.LayerNormalization(), keras.layers.UnitNormalization()]
         for layer in functions:
             layer(x)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,8 +20,6 @@ from recurrent_cells import gru, lstm, simple, unrolled, zeros
 
 import relax
 from relax import composites, rules
-
-keras = pytest.importorskip("keras")
 
 ARRAS = composites.arras_lstm(0.0)
 IN, HIDDEN, TIME = 3, 5, 6

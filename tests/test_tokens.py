@@ -173,7 +173,8 @@ def test_the_token_takes_all_that_reaches_a_look_up(lookup, dtype, table, head):
 
 def test_equinox_embedding_under_vmap(rng):
     """The idiom of Equinox: a look-up of one token, mapped."""
-    eqx = pytest.importorskip("equinox")
+    import equinox as eqx
+
     embed = eqx.nn.Embedding(VOCABULARY, WIDTH, key=jax.random.key(0))
     f = lambda ids: jax.vmap(embed)(ids).sum()
     np.testing.assert_allclose(relax.lrp(f)(IDS[0]), embed.weight[IDS[0]].sum(-1), rtol=1e-6)

@@ -36,8 +36,7 @@ class ActivationDetails:
       dead_below: ``phi(x) = 0`` for all ``x <= 0``.
       is_relu: it is ``max(x, 0)``, however written.
       slope, curvature: ``phi'(0)`` and ``phi''(0)``; None if they depend on an argument.
-      part_of_softmax: an exponential with its maximum subtracted that is summed, but no softmax
-        could be made of it.
+      part_of_softmax: an exponential that is summed as in a softmax, but none could be made of it.
     """
 
     passes_zero: bool

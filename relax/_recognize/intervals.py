@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Equation, Graph
-from relax._primitives import CONV, DOT, PVARY
+from relax._primitives import CONV, DOT, ROUTING
 
 Interval = tuple[float, float]
 ANY: Interval = (-math.inf, math.inf)
@@ -239,28 +239,17 @@ _INTERVALS: dict[Any, Callable[..., Interval]] = {
     lax.dynamic_update_slice_p: lambda a, b, *_: union(a, b),
     lax.scatter_p: lambda a, _, b: union(a, b),
 }
-_UNCHANGED = (
-    lax.reshape_p,
-    lax.transpose_p,
-    lax.rev_p,
-    lax.squeeze_p,
-    lax.broadcast_in_dim_p,
-    lax.slice_p,
-    lax.dynamic_slice_p,
-    lax.copy_p,
-    lax.reduce_precision_p,
-    lax.stop_gradient_p,
-    lax.sharding_constraint_p,
-    lax.split_p,
-    lax.unstack_p,
-    lax.tile_p,
-    lax.reduce_max_p,
-    lax.reduce_min_p,
-    lax.reduce_window_max_p,
-    lax.reduce_window_min_p,
-    lax.cummax_p,
-    lax.cummin_p,
-    p.name_p,
-    PVARY,
+# Moves change no value, unless they fill in others, and neither does the choice of one.
+_FILLING = frozenset({p.ppermute_p, p.device_put_p, lax.optimization_barrier_p})
+_CHOICES = frozenset(
+    {
+        lax.stop_gradient_p,
+        lax.reduce_max_p,
+        lax.reduce_min_p,
+        lax.reduce_window_max_p,
+        lax.reduce_window_min_p,
+        lax.cummax_p,
+        lax.cummin_p,
+    }
 )
-_INTERVALS |= dict.fromkeys(_UNCHANGED, _same)
+_INTERVALS |= dict.fromkeys((ROUTING | _CHOICES) - _FILLING - _INTERVALS.keys(), _same)

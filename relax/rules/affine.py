@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,40 +38,7 @@ from relax.rules._base import (
     static,
     text,
 )
-
-
-class Term(NamedTuple):
-    """One quotient ``R / s(z)`` of a rule.
-
-    Attributes:
-      z: the sum of all contributions, before it is stabilized.
-      bias: what of it is no contribution of the input, or None.
-      weight: of the quotient, a number or one for each output.
-    """
-
-    z: Any
-    bias: Any = None
-    weight: Any = 1.0
-
-
-def absorbed_by(
-    terms: Sequence[Term], out: Outgoing, denominator: Callable[[Any], Any]
-) -> dict[str, Any]:
-    """What biases, stabilizers and denominators that are exactly zero keep, in total."""
-    if not terms:
-        return {}
-    bias: Any = 0.0
-    stabilizer: Any = 0.0
-    spread: Any = 0.0
-    for term in terms:
-        whole = denominator(term.z)
-        s = term.weight * out.over(whole)
-        spread = spread + jnp.sum(whole * s)
-        stabilizer = stabilizer + jnp.sum((whole - term.z) * s)
-        if term.bias is not None:
-            bias = bias + jnp.sum(term.bias * s)
-    dead = jnp.sum(wide(out.relevance)) - spread
-    return {"bias": bias, "stabilizer": stabilizer, "dead": dead}
+from relax.rules._terms import Term, absorbed_by
 
 
 class AffineRule(Rule):

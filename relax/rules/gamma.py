@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from relax._numerics import Stabilizer, negative, positive
 from relax.rules._base import SUMS, Currency, Outgoing, require_finite, static
-from relax.rules.affine import Stabilized, Term, add, by_sign, with_bias
+from relax.rules._terms import Term
+from relax.rules.affine import Stabilized, add, by_sign, with_bias
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from relax._errors import HyperparameterError
 from relax._numerics import Stabilizer, stabilize, wide
 from relax.rules._base import AFFINE, SUMS, Outgoing, known, require_finite, static
-from relax.rules.affine import AffineRule, Term, absorbed_by, check_stabilizer
+from relax.rules._terms import Term, absorbed_by
+from relax.rules.affine import AffineRule, check_stabilizer
 
 
 @dataclasses.dataclass(frozen=True)

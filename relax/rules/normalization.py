@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from relax._errors import RuleError
 from relax._numerics import Stabilizer, divide, stabilize, wide
 from relax.rules._base import Currency, Outgoing, Rule, require_finite, static
+from relax.rules._terms import Term, absorbed_by
 from relax.rules.affine import check_stabilizer
 
 
@@ -88,18 +88,16 @@ class LayerNormRule(NormalizationRule):
         return "coefficient"
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        return layer.transpose(self._quotient(layer, x, out)[1])
+        whole = self._denominator(layer, wide(layer.linear(x)))
+        return layer.transpose(divide(wide(out.relevance), whole))
 
     def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
-        n, s = self._quotient(layer, x, out)
-        whole = stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
-        dead = jnp.sum(wide(out.relevance)) - jnp.sum(whole * s)
-        return {"stabilizer": jnp.sum((whole - n) * s), "dead": dead}
+        term = Term(wide(layer.linear(x)))
+        shifted = Outgoing(out.value, out.relevance, "relevance")
+        return absorbed_by([term], shifted, lambda n: self._denominator(layer, n))
 
-    def _quotient(self, layer: Any, x: Any, out: Outgoing) -> tuple[jax.Array, jax.Array]:
-        n = wide(layer.linear(x))
-        whole = stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
-        return n, divide(wide(out.relevance), whole)
+    def _denominator(self, layer: Any, n: jax.Array) -> jax.Array:
+        return stabilize(n, self.epsilon, self.stabilizer, layer.batch_axes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
