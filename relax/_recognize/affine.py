@@ -239,7 +239,7 @@ class Search:
         return steps[:kept], end
 
 
-def _core_axes(
+def core_axes(
     equation: Equation, position: int, ndims: Sequence[int]
 ) -> tuple[dict[int, int], tuple[int, ...], tuple[int, ...]]:
     """Output axis to weight axis; batch axes of the input; the same in the output."""
@@ -284,7 +284,7 @@ def find_affine(
         if facts.constant[equation.inputs[1 - position]]:
             continue
         ndims = [len(graph.shape(v)) for v in equation.inputs]
-        features, batch, core_batch = _core_axes(equation, position, ndims)
+        features, batch, core_batch = core_axes(equation, position, ndims)
         out = equation.outputs[0]
         steps, end = search.chain(out, feature_axes(graph.shape(out), features))
         pads = search.pads(equation.inputs[position], batch)

@@ -19,9 +19,9 @@ from relax._primitives import (
     RESHAPING,
     SCALE,
     SHIFT,
-    dot_axes,
     followed_axes,
 )
+from relax._recognize.affine import core_axes
 from relax._recognize.regions import SEGMENTS, Regions, is_sum
 
 _MAXIMA = frozenset({lax.reduce_max_p, lax.scatter_max_p, lax.cummax_p, lax.top_k_p})
@@ -59,9 +59,8 @@ def guarded(regions: Regions, total: int, normalizer: list[int]) -> int:
 def divides_all(regions: Regions, end: int, normalizer: set[int], total: int) -> bool:
     """Whether all that is made of exponentials, linearly, is divided by their sum, once."""
     graph, facts = regions.graph, regions.facts
-    axes: dict[int, _Places] = {
-        end: tuple(range(len(graph.shape(end))))
-    }  # where those of the exponentials stand
+    own = tuple(range(len(graph.shape(end))))
+    axes: dict[int, _Places] = {end: own}  # where those of the exponentials stand
     waiting, sums, inverse = {end}, {total}, set()
     used = False
     for index in range(regions.producer[end] + 1, len(graph.equations)):
@@ -113,7 +112,8 @@ def _follow(graph: Graph, equation: Equation, axes: dict[int, _Places]) -> None:
     own, shape = axes[value], graph.shape(out)
     places: dict[int, int] | None = None  # axis of the result to axis of the operand
     if equation.primitive is DOT:
-        places = _dot_places(graph, equation, equation.inputs.index(value))
+        ndims = [len(graph.shape(v)) for v in equation.inputs]
+        places, *_ = core_axes(equation, 1 - equation.inputs.index(value), ndims)
     elif equation.primitive is lax.reduce_sum_p:
         kept = [i for i in range(len(own)) if i not in equation.params["axes"]]
         places = dict(enumerate(kept))
@@ -125,18 +125,6 @@ def _follow(graph: Graph, equation: Equation, axes: dict[int, _Places]) -> None:
         places = {i: i for i in range(len(shape))}
     if places is not None:
         axes[out] = tuple(own[places[i]] if i in places else None for i in range(len(shape)))
-
-
-def _dot_places(graph: Graph, equation: Equation, position: int) -> dict[int, int]:
-    dims = dot_axes(equation.params)
-    sides = ((dims.lhs_contract, dims.lhs_batch), (dims.rhs_contract, dims.rhs_batch))
-    contract, batch = sides[position]
-    ndims = [len(graph.shape(v)) for v in equation.inputs]
-    free = [a for a in range(ndims[position]) if a not in contract and a not in batch]
-    start = len(batch)
-    if position:
-        start += ndims[0] - len(dims.lhs_contract) - len(batch)
-    return dict(enumerate(batch)) | {start + i: axis for i, axis in enumerate(free)}
 
 
 def _inverts(equation: Equation, moving: Sequence[int]) -> bool:
