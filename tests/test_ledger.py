@@ -339,7 +339,7 @@ def test_what_a_rule_does_not_tell_is_its_own(p, x):
         assert (float(entry.absorbed["bias"]) != 0) == isinstance(rule, Telling)
 
 
-def test_as_text_as_html_and_as_a_picture(p, x):
+def test_as_text_and_as_html(p, x):
     _, account = relax.ledger(transformer, composites.attnlrp(), target=1)(p, x)
     head, _, *rows, explained, outside = str(account).splitlines()
     assert head.split() == ["path", "kind", "rule", "out", "in", "absorbed", "by", "where"]
@@ -352,17 +352,22 @@ def test_as_text_as_html_and_as_a_picture(p, x):
     page = account._repr_html_()
     assert page.count("<tr>") == len(rows) + 1
     assert "<script" not in page
-    plt = pytest.importorskip("matplotlib.pyplot")
+    traced = []
+    jax.jit(lambda x: traced.append(str(relax.ledger(jnp.tanh)(x)[1])))(x)
+    assert traced == ["<account of 1 places, traced>"]
+
+
+def test_as_a_picture(p, x):
+    """A bar for each layer, the output on top, each cause in its own color."""
+    plt = pytest.importorskip("matplotlib.pyplot", reason="extra `examples` not installed")
     plt.switch_backend("agg")
+    _, account = relax.ledger(transformer, composites.attnlrp(), target=1)(p, x)
     axes = account.plot()
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert {"handed on", "softmax", "bias"} <= set(labels)
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names.index("gelu") < names.index("softmax") < names.index("layer_norm")
     plt.close(axes.figure)
-    traced = []
-    jax.jit(lambda x: traced.append(str(relax.ledger(jnp.tanh)(x)[1])))(x)
-    assert traced == ["<account of 1 places, traced>"]
 
 
 def test_inside_of_a_shard_map_is_refused(x):
