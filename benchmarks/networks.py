@@ -111,6 +111,21 @@ class GPT2(nn.Module):
         return nn.Dense(self.vocabulary, use_bias=False, name="head")(nn.LayerNorm()(x)[:, -1])
 
 
+class VGG16(nn.Module):
+    """Pictures to the logits of ImageNet (Simonyan & Zisserman 2015, configuration D)."""
+
+    @nn.compact
+    def __call__(self, x):
+        for block, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+            for layer in range(depth):
+                x = nn.relu(nn.Conv(width, (3, 3), name=f"conv_{block + 1}_{layer + 1}")(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for layer in range(2):
+            x = nn.relu(nn.Dense(4096, name=f"dense_{layer + 1}")(x))
+        return nn.Dense(1000, name="head")(x)
+
+
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "Llama, 4 blocks": (Llama(), (1, 128, 512)),
     "ViT-B/16": (ViT(), (1, 224, 224, 3)),

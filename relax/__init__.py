@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from relax.account import Ledger, ledger
     from relax.custom import custom_relprop
     from relax.plan import Plan, layers
+    from relax.sweeps import sweep
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _LAZY = {
     "layers": "relax.plan",
     "ledger": "relax.account",
     "select": "",
+    "sweep": "relax.sweeps",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "lrp",
     "rules",
     "select",
+    "sweep",
     "value_and_lrp",
     "vrp",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 
@@ -19,7 +19,7 @@ from relax._errors import (
 )
 from relax._graph import Layer
 from relax._jaxpr import ENDLESS
-from relax._paths import nearest
+from relax._paths import matches, nearest
 from relax.rules import (
     Custom,
     Epsilon,
@@ -27,6 +27,7 @@ from relax.rules import (
     Jacobian,
     Linear,
     Lookup,
+    Mask,
     Pass,
     Rule,
     SignalTakeAll,
@@ -89,8 +90,10 @@ class Composite:
         return f"Composite({', '.join(pairs)})"
 
 
-def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
-    """One rule for each layer.
+def assign(
+    rules: Any, layers: Sequence[Layer], named: Sequence[str] = ()
+) -> tuple[list[Rule], dict[int, list[Mask]]]:
+    """One rule for each layer, and the conditions on values that have a name, by their place.
 
     Raises:
       UnmatchedSelectorError: a selector matches no layer.
@@ -98,6 +101,8 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
       UnsupportedOperationError: an operation has no default and was given no rule by name.
     """
     chosen: list[Rule | None] = [None] * len(layers)
+    masks: dict[int, list[Mask]] = {}
+    conditions: dict[int, list[Mask]] = {}
     if isinstance(rules, type):
         raise RuleError(f"{rules!r} is a class, not a rule.\n  Did you mean {rules.__name__}()?")
     if isinstance(rules, Rule):
@@ -113,11 +118,43 @@ def assign(rules: Any, layers: Sequence[Layer]) -> list[Rule]:
         chosen = [_called(rules, layer) for layer in layers]
     else:
         for selector, rule, strict in _entries(rules):
-            _apply(selector, rule, strict, layers, chosen)
-    result = [rule or _default(layer) for rule, layer in zip(chosen, layers, strict=True)]
+            meant = _meant(selector, rule, strict, layers, named)
+            for layer in meant:
+                if _is_condition(rule):
+                    masks.setdefault(layer.index, []).append(rule)
+                elif chosen[layer.index] is None:
+                    chosen[layer.index] = rule
+            if not meant and _is_condition(rule):
+                for place in _places(selector, named):
+                    conditions.setdefault(place, []).append(rule)
+    result = [
+        _completed(rule, masks.get(layer.index, ()), layer)
+        for rule, layer in zip(chosen, layers, strict=True)
+    ]
     _warn_without_relu(result, layers)
     _warn_of_parts(result, layers)
+    return result, conditions
+
+
+def _is_condition(rule: Rule) -> TypeGuard[Mask]:
+    """A mask without a rule: it goes on top of the rule that a layer has anyway."""
+    return isinstance(unmasked(rule), Mask)
+
+
+def _completed(rule: Rule | None, masks: Sequence[Mask], layer: Layer) -> Rule:
+    if rule is not None and _is_condition(rule):  # given alone, or by a callable
+        rule, masks = None, (*masks, rule)
+    result = rule or _default(layer)
+    for mask in masks:
+        result = mask.over(result)
     return result
+
+
+def _places(selector: Any, named: Sequence[str]) -> list[int]:
+    """Values that a glob names, where no layer has that name."""
+    if not isinstance(selector, str):
+        return []
+    return [place for place, name in enumerate(named) if matches(selector, (name,))]
 
 
 def _warn_of_parts(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
@@ -202,27 +239,32 @@ def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
     return rule
 
 
-def _apply(
-    selector: Any, rule: Rule, strict: bool, layers: Sequence[Layer], chosen: list[Rule | None]
-) -> None:
+def _meant(
+    selector: Any, rule: Rule, strict: bool, layers: Sequence[Layer], named: Sequence[str]
+) -> list[Layer]:
+    """The layers that an entry gives its rule to."""
     test = select.predicate(selector)
     matched = [layer for layer in layers if test(layer)]
     if not matched:
-        if strict:
-            raise UnmatchedSelectorError(_unmatched(test.name, layers))
-        return
+        places = _places(selector, named)
+        if strict and not (places and _is_condition(rule)):
+            raise UnmatchedSelectorError(_unmatched(test.name, layers, bool(places)))
+        return []
     kinds = unmasked(rule).kinds
     meant = [layer for layer in matched if layer.kind in kinds and serves(rule, layer)]
     if not meant:
         meant = [layer for layer in matched if serves(rule, layer)]
     if not meant and strict:
         _require(rule, matched)
-    for layer in meant:
-        if chosen[layer.index] is None:
-            chosen[layer.index] = rule
+    return meant
 
 
-def _unmatched(name: str, layers: Sequence[Layer]) -> str:
+def _unmatched(name: str, layers: Sequence[Layer], is_value: bool) -> str:
+    if is_value:
+        return message(
+            f"The selector {name} matches no layer, but a value named by checkpoint_name",
+            remedy="A value takes relax.rules.Mask(mask), without a rule.",
+        )
     known = [path for layer in layers for path in (layer.label, layer.weight_path)]
     close = ", ".join(repr(path) for path in nearest(name.strip("'"), known))
     return message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -169,6 +170,66 @@ def hoisted(
     traced = [c for c, moves in zip(closed.consts, moving, strict=True) if moves]
     results = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.out_avals]
     return function, traced, results
+
+
+def split(
+    fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
+) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]], list[bool]]:
+    """What a function computes without its arguments, computed now; and the rest of it.
+
+    Args:
+      fun: returns a flat list of arrays.
+      arguments: shapes and dtypes.
+
+    Returns:
+      The results, None where they depend on the arguments; a function from the arguments to those
+      that do, in order; and for each result whether it is computed already.
+    """
+    closed = trace(fun, arguments)
+    known: dict[int, Any] = {}
+    moving: set[int] = set()
+    later: list[tuple[Sequence[Any], list[int], list[int]]] = []
+    numbers = itertools.count()
+
+    def add(array: Any) -> int:
+        number = next(numbers)
+        known[number] = array
+        return number
+
+    def walk(jaxpr: Any, arguments: Sequence[int], around: tuple[Any, ...]) -> list[int]:
+        own = dict(zip((*jaxpr.constvars, *jaxpr.invars), arguments, strict=True))
+        read = lambda atom: add(atom.val) if isinstance(atom, Literal) else own[atom]
+        for equation in jaxpr.eqns:
+            inputs = [read(atom) for atom in equation.invars]
+            sources = (equation, *around)
+            moves = not moving.isdisjoint(inputs)
+            if moves and equation.primitive is jaxpr_primitives.jit_p:
+                body = equation.params["jaxpr"]
+                inside = [*map(add, body.consts), *inputs]
+                own.update(zip(equation.outvars, walk(body.jaxpr, inside, sources), strict=True))
+                continue
+            outputs = [next(numbers) for _ in equation.outvars]
+            own.update(zip(equation.outvars, outputs, strict=True))
+            if moves:
+                moving.update(outputs)
+                later.append((sources, inputs, outputs))
+            else:
+                results = bind(sources, [known[number] for number in inputs])
+                known.update(zip(outputs, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    rows = [next(numbers) for _ in closed.jaxpr.invars]
+    moving.update(rows)
+    outputs = walk(closed.jaxpr, [*map(add, closed.consts), *rows], ())
+    stays = [number not in moving for number in outputs]
+
+    def rest(arguments: Sequence[Any]) -> list[Any]:
+        env = known | dict(zip(rows, arguments, strict=True))
+        for sources, inputs, made in later:
+            env.update(zip(made, bind(sources, [env[n] for n in inputs]), strict=True))
+        return [env[n] for n, fixed in zip(outputs, stays, strict=True) if not fixed]
+
+    return [known.get(number) for number in outputs], rest, stays
 
 
 def is_own_derivative(equation: Any) -> bool:

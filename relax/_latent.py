@@ -6,7 +6,7 @@ the axis of its rounds in front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from relax._paths import matches, nearest
 from relax._recognize.joint import JointDetails
 from relax._rewrite import Tap
 from relax._sections import Section
+from relax.rules import Mask
 
 
 def latent(
@@ -61,12 +62,46 @@ def latent(
             found[layer.label] = [(id(section), value) for value in outputs]
         for section, name, value in values:
             _refuse_mapped(section, test.name, "", name)
+            _refuse_inside(section, name, value)
             label, count = name, 0
             while label in found and found[label] != [(id(section), value)]:
                 count += 1
                 label = f"{name}#{count}"
             found[label] = [(id(section), value)]
     return found
+
+
+def conditions(
+    masks: Mapping[int, Sequence[Mask]], named: Sequence[tuple[Section, str, int]]
+) -> dict[Tap, list[Any]]:
+    """The masks at named values.
+
+    Raises:
+      ArgumentError: a value stands in the middle of a layer.
+    """
+    found: dict[Tap, list[Any]] = {}
+    for place, given in masks.items():
+        section, name, value = named[place]
+        _refuse_inside(section, name, value)
+        found[id(section), value] = [array for mask in given for array in mask.masks()]
+    return found
+
+
+def _refuse_inside(section: Section, name: str, value: int) -> None:
+    """A value in the middle of a layer has no relevance: the rule acts on the layer as a whole."""
+    for layer in section.layers:
+        for index in layer.owned:
+            equation = section.graph.equations[index]
+            if value in equation.outputs and value not in layer.outputs:
+                raise ArgumentError(
+                    message(
+                        f"`{name}` is a value in the middle of the {layer.kind} layer "
+                        f"`{layer.name}`, which takes relevance as a whole",
+                        where=equation.where,
+                        path=layer.label,
+                        remedy=f'Name the value behind it, or the layer itself: "{layer.label}".',
+                    )
+                )
 
 
 def _refuse_mapped(section: Section, selector: str, where: str, path: str) -> None:

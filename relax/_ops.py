@@ -249,6 +249,28 @@ tap.defvjp(lambda x, probe: (x, None), lambda _, message: (message, message))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def masked(currency: Currency, x: jax.Array, mask: jax.Array, total: Any) -> jax.Array:
+    """The value itself; what comes back is multiplied by a mask.
+
+    ``total``: a scalar that is handed the sum of the relevance that is lost, or None.
+    """
+    return x
+
+
+def _masked_bwd(currency: Currency, saved: Any, message: jax.Array) -> Any:
+    x, mask, total = saved
+    kept = (message * mask).astype(message.dtype)
+    if total is not None:
+        lost = wide(message) - wide(kept)
+        lost = lost if currency == "relevance" else pair(x, lost)
+        total = jnp.sum(lost.real).astype(total.dtype)
+    return kept, None, total
+
+
+masked.defvjp(lambda currency, x, mask, total: (x, (x, mask, total)), _masked_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def counted(currency: Currency, x: jax.Array, total: jax.Array) -> jax.Array:
     """The value itself; the sum of the relevance that comes back is handed to ``total``."""
     return x

@@ -16,11 +16,11 @@ from relax._assign import assign
 from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, message
 from relax._graph import Layer, flatten, prune
-from relax._latent import joined, latent
+from relax._latent import conditions, joined, latent
 from relax._recognize import gather_facts
 from relax._rewrite import Rewritten, Tap
 from relax._sections import Section, find_sections
-from relax.rules._base import CAUSES, pair
+from relax.rules._base import pair
 
 
 class Program:
@@ -60,22 +60,28 @@ class Program:
             if id(array) in traced.closure_names:
                 names[value] = traced.closure_names[id(array)]
         section = find_sections(graph, self.facts, names, traced.closure_names)
+        self.section = section
         standing = list(section.every())
         self.layers = [layer for _, layer in standing]
-        self.rules = assign(rules, self.layers)
-        self.latent = latent(at, standing, list(section.named()))
+        named = list(section.named())
+        self.rules, masks = assign(rules, self.layers, [name for _, name, _ in named])
+        self.latent = latent(at, standing, named)
         self._check_dependence(explained, outputs)
         self.in_relevance = in_relevance
+        self.latent_values: dict[str, jax.Array] = {}  # once it was run
         self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
         given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
         self.currencies = find_currencies(section, self.rules, given)
-        self.rewritten = Rewritten(section, self.rules, self.currencies, counts=counts)
+        at_values = conditions(masks, named)
+        self.rewritten = Rewritten(
+            section, self.rules, self.currencies, masks=at_values, counts=counts
+        )
         self.accounts = list(self.rewritten.accounts()) if counts else []
         self._refuse_mapped_accounts()
         self.of_section = dict(_currencies(section, self.currencies))
 
     def _refuse_mapped_accounts(self) -> None:
-        for _, section, unit, layer in self.accounts:
+        for _, section, unit, layer, _ in self.accounts:
             if section.sharded:
                 equation = section.graph.equations[layer.owned[0] if layer else unit[1]]
                 raise ArgumentError(
@@ -91,9 +97,8 @@ class Program:
         """For each sum of the account a zero, whose derivative it is; in a scan, one a round."""
         dtype = _shadow_dtype(self.graph)
         blank = {}
-        for place, section, unit, layer in self.accounts:
-            kinds = ("in", "out", *(CAUSES if layer is not None else ()))
-            for kind in kinds:
+        for place, section, unit, _, causes in self.accounts:
+            for kind in ("in", "out", *causes):
                 blank[place, (kind, unit)] = jnp.zeros(section.lengths, dtype)
         return blank
 
@@ -162,6 +167,7 @@ class Program:
         carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
 
         blank = self.counters()
+        rounds = dict(self.rewritten.rounds())
         tokens = [i for i in traced.explained if i not in moving]
         blanks = [jnp.zeros_like(leaves[i], _shadow_dtype(graph)) for i in tokens]
 
@@ -175,7 +181,7 @@ class Program:
             for i, x in zip(moving, inputs, strict=True):
                 arguments[i] = x
             shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
-            known = dict(zip((*taps, *blank), (*probes, *counters), strict=True))
+            known = dict(zip((*taps, *blank), (*probes, *counters), strict=True)) | rounds
             outputs, seen = rewritten(consts, arguments, known, shadows)
             return [outputs[i] for i in carried], (outputs, [seen[tap] for tap in taps])
 
@@ -189,6 +195,7 @@ class Program:
             whole = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
             extra = whole[traced.count :]
             outputs = whole[: traced.count] if exact else outputs
+        self.latent_values = self._by_path(dict(zip(taps, seen, strict=True)))
         value = jax.tree.unflatten(traced.value_tree, outputs)
         aux = traced.rebuild_aux(extra)
         of = self.currencies.of
@@ -213,12 +220,25 @@ class Program:
                 tap: _relevance(self.of_section[tap[0]][1].of[tap[1]], x, c)
                 for tap, x, c in zip(taps, seen, at_probes, strict=True)
             }
-            return traced.rebuild(parts), {
-                path: joined([found[tap] for tap in parts], path, self.of_section.values())
-                for path, parts in self.latent.items()
-            }
+            return traced.rebuild(parts), self._by_path(found)
 
         return value, aux, relprop
+
+    def _by_path(self, found: dict[Tap, jax.Array]) -> dict[str, jax.Array]:
+        """Arrays at the places that `at` names, by path."""
+        return {
+            path: joined([found[tap] for tap in parts], path, self.of_section.values())
+            for path, parts in self.latent.items()
+        }
+
+    def rounds_of(self, path: str) -> int:
+        """How many scans a place stands in that `at` names."""
+        return len(self.of_section[self.latent[path][0][0]][0].lengths)
+
+    def in_order(self) -> list[str]:
+        """The places that `at` names, in order of evaluation."""
+        position = {tap: number for number, tap in enumerate(self.section.values())}
+        return sorted(self.latent, key=lambda path: position[self.latent[path][-1]])
 
 
 def _currencies(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from relax import _jaxpr
 from relax._currency import Currencies
+from relax._errors import RuleError, message
 from relax._graph import Equation, Layer
 from relax._ops import (
     LayerOp,
     counted,
     held,
+    masked,
     propagate,
     propagate_custom,
     tap,
@@ -25,8 +29,9 @@ from relax._ops import (
 )
 from relax._sections import Section
 from relax._tokens import Tokens
-from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, Rule, Winner
+from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, PerRound, Rule, Winner
 from relax.rules._base import CAUSES, Currency
+from relax.rules.general import fitting
 
 Tap = tuple[int, Any]  # identity of a section, and a value in it or what is counted there
 
@@ -38,6 +43,7 @@ class Rewritten:
     Attributes:
       section: the program and its layers; ``rules``: the rule of each layer, by its index.
       currencies: in what each message travels.
+      masks: of values that have a name, by their place.
       counts: whether an account is kept; then every layer is an operation of its own.
       entering, leaving: what it must give to its inputs, and what arrives at its outputs; by
         default what its own layers give and take.
@@ -48,6 +54,7 @@ class Rewritten:
     currencies: Currencies
     entering: Sequence[Currency] | None = None
     leaving: Sequence[Currency] | None = None
+    masks: Mapping[Tap, Sequence[Any]] = dataclasses.field(default_factory=dict)
     counts: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +71,7 @@ class Rewritten:
                     currencies,
                     self.currencies.entering[index],
                     self.currencies.leaving[index],
+                    self.masks,
                     self.counts,
                 )
                 for body, currencies in zip(bodies, self.currencies.inner[index], strict=True)
@@ -72,16 +80,67 @@ class Rewritten:
         }
         self._hear_readers()
 
-    def accounts(self) -> Iterator[tuple[int, Section, Any, Layer | None]]:
-        """What an account is kept of: layers, and other equations that may keep relevance."""
+    def accounts(self) -> Iterator[tuple[int, Section, Any, Layer | None, tuple[str, ...]]]:
+        """What an account is kept of: layers, and other equations that may keep relevance.
+
+        With the causes that are counted there.
+        """
+        place = id(self.section)
         for layer in self.section.layers:
-            yield id(self.section), self.section, layer.index, layer
+            yield place, self.section, layer.index, layer, CAUSES
         for index, equation in enumerate(self.graph.equations):
             if index in self.owner or not any(self.tracked[v] for v in equation.outputs):
                 continue
-            yield id(self.section), self.section, ("equation", index), None
+            causes = ("mask",) if (place, equation.outputs[0]) in self.masks else ()
+            yield place, self.section, ("equation", index), None, causes
             for body in self.inner.get(index, ()):
                 yield from body.accounts()
+
+    def rounds(self) -> Iterator[tuple[Tap, jax.Array]]:
+        """The values of each `PerRound`, of rules and of masks.
+
+        Raises:
+          RuleError: they do not fit the scans around their layer.
+        """
+        place, lengths = id(self.section), self.section.lengths
+        units: list[tuple[Any, Any, str, str]] = [
+            (layer.index, self.rules[layer.index], layer.where, layer.label)
+            for layer in self.section.layers
+        ]
+        for index, equation in enumerate(self.graph.equations):
+            if equation.outputs and (place, equation.outputs[0]) in self.masks:
+                mask = self.masks[place, equation.outputs[0]]
+                units.append((("equation", index), mask, equation.where, equation.scope))
+            for body in self.inner.get(index, ()):
+                yield from body.rounds()
+        for unit, tree, where, path in units:
+            for number, leaf in enumerate(_per_round(tree)):
+                values = jnp.asarray(leaf.values)
+                if not lengths or values.shape[: len(lengths)] != lengths or self.section.sharded:
+                    around = f"scans of {lengths} rounds" if lengths else "no scan"
+                    raise RuleError(
+                        message(
+                            f"PerRound has values of shape {values.shape}, and the layer stands in "
+                            + ("a shard_map" if self.section.sharded else around),
+                            where=where,
+                            path=path,
+                            remedy="Its first axes are the rounds of the scans around the layer, "
+                            "the outermost first.",
+                        )
+                    )
+                yield (place, ("round", unit, number)), values
+
+    def _of_round(self, unit: Any, tree: Any, known: Mapping[Tap, Any]) -> Any:
+        """A rule or masks, with the values of the round that is evaluated."""
+        numbers = itertools.count()
+        place = id(self.section)
+        return jax.tree.map(
+            lambda leaf: (
+                known[place, ("round", unit, next(numbers))] if isinstance(leaf, PerRound) else leaf
+            ),
+            tree,
+            is_leaf=lambda leaf: isinstance(leaf, PerRound),
+        )
 
     def sections(self) -> Iterator[int]:
         """Identities of the sections of the tree."""
@@ -150,6 +209,13 @@ class Rewritten:
             total = pending.get((id(self.section), key))
             return x if total is None or not self.tracked[value] else counted(currency, x, total)
 
+        def condition(unit: Any, value: int, x: Any) -> Any:
+            place = id(self.section)
+            total = pending.get((place, ("mask", unit)))
+            for mask in self._of_round(unit, list(self.masks.get((place, value), ())), pending):
+                x = masked(of[value], x, fitting(mask, x), total)
+            return x
+
         def read(value: int, given: str) -> Any:
             x = env[value]
             if self.tracked[value] and of[value] == "relevance" and given == "coefficient":
@@ -198,7 +264,7 @@ class Rewritten:
             else:
                 tokens.follow(equation)
             for value, x in zip(equation.outputs, results, strict=True):
-                x = self._exchanged(value, x, layer, closing)
+                x = condition(unit, value, self._exchanged(value, x, layer, closing))
                 write(value, count(("out", unit), value, x, of[value]))
         outputs = [
             to_relevance(env[value])
@@ -226,6 +292,7 @@ class Rewritten:
             rest.append(counted(given, x, lost) if lost is not None and starts else x)
         inside = {section for body in bodies for section in body.sections()}
         keys = [key for key in probes if key[0] in inside]
+        seen_keys = [key for key in keys if not _is_round(key)]
 
         def function(body: Rewritten) -> Any:
             own = set(body.sections())
@@ -234,7 +301,7 @@ class Rewritten:
                 known = dict(zip(keys, given, strict=True))
                 outputs, seen = body((), operands, {k: p for k, p in known.items() if k[0] in own})
                 # another branch may be taken, in which the layer does not stand
-                return outputs, [seen.get(key, jnp.zeros_like(known[key])) for key in keys]
+                return outputs, [seen.get(key, jnp.zeros_like(known[key])) for key in seen_keys]
 
             return run
 
@@ -245,13 +312,14 @@ class Rewritten:
             [*first, *rest],
             [probes[key] for key in keys],
         )
-        return results, dict(zip(keys, more, strict=True))
+        return results, dict(zip(seen_keys, more, strict=True))
 
     def _layer(
         self, layer: Layer, index: int, read: Any, count: Any, totals: Mapping[Any, Any]
     ) -> tuple[Any, ...]:
         given, arriving = self.currencies.given[index], self.currencies.arriving[index]
-        op, arrays = LayerOp.create(self.graph, layer, self.rules[layer.index], arriving)
+        rule = self._of_round(layer.index, self.rules[layer.index], totals)
+        op, arrays = LayerOp.create(self.graph, layer, rule, arriving)
         key = ("in", layer.index)
         inputs = tuple(count(key, value, read(value, given), given) for value in layer.inputs)
         causes = ()
@@ -289,6 +357,15 @@ class Rewritten:
         if wanted == native:
             return x
         return to_coefficient(x) if wanted == "relevance" else to_relevance(x)
+
+
+def _per_round(tree: Any) -> list[PerRound]:
+    is_one = lambda leaf: isinstance(leaf, PerRound)
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_one) if is_one(leaf)]
+
+
+def _is_round(key: Tap) -> bool:
+    return isinstance(key[1], tuple) and key[1][0] == "round"
 
 
 def _hold_statistic(details: Any, index: int, operands: list[Any]) -> None:

@@ -49,6 +49,14 @@ class Section:
             for section in self.inner.get(index, ()):
                 yield from section.named()
 
+    def values(self) -> Iterator[tuple[int, int]]:
+        """All values of the tree in evaluation order, each with the identity of its section."""
+        yield from ((id(self), value) for value in self.graph.inputs)
+        for index, equation in enumerate(self.graph.equations):
+            for section in self.inner.get(index, ()):
+                yield from section.values()
+            yield from ((id(self), value) for value in equation.outputs)
+
     def every(self) -> Iterator[tuple[Section, Layer]]:
         """All layers of the tree in evaluation order, each with its section."""
         steps: list[tuple[int, Layer | tuple[Section, ...]]] = [

@@ -326,10 +326,9 @@ def _tells(rule: Rule, kind: str) -> bool:
 
 def _account(program: Program, value: Any, explained: Any, received: Any) -> Ledger:
     places, sums = [], []
-    for place, section, unit, layer in program.accounts:
+    for place, section, unit, layer, causes in program.accounts:
         rounds = len(section.lengths)
-        kinds = ("out", "in", *(CAUSES if layer is not None else ()))
-        found = {kind: program.totals[place, (kind, unit)] for kind in kinds}
+        found = {kind: program.totals[place, (kind, unit)] for kind in ("out", "in", *causes)}
         if layer is not None:
             rule = program.rules[layer.index]
             rest = "" if _tells(rule, layer.kind) else _REST.get(layer.kind, "rule")
@@ -337,8 +336,10 @@ def _account(program: Program, value: Any, explained: Any, received: Any) -> Led
             places.append(_Place(*told, rest, rounds))
         else:
             equation = section.graph.equations[unit[1]]
-            name = equation.primitive.name
+            kind, name = ("named value" if causes else "constant"), equation.primitive.name
+            name = equation.params["name"] if causes else name
             path = f"{equation.scope}/{name}" if equation.scope else name
-            places.append(_Place(path, "constant", "", equation.where, "constant", rounds))
+            rule = "Mask" if causes else ""
+            places.append(_Place(path, kind, rule, equation.where, "constant", rounds))
         sums.append(found)
     return Ledger(tuple(places), sums, value, explained, received)

@@ -591,7 +591,7 @@ def test_a_mask_that_does_not_broadcast():
 
 def test_a_mask_of_something_that_is_no_rule():
     """Mask(mask, rule) wraps an instance."""
-    for inner in (None, "epsilon", rules.Epsilon, 0.5):
+    for inner in ("epsilon", rules.Epsilon, 0.5):
         assert "Mask" in raised(relax.RuleError, rules.Mask, 1.0, inner)
 
 

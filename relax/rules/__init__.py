@@ -17,10 +17,12 @@
 | `Lookup` | embeddings | sum over the features |
 | `Custom` | functions under `relax.custom_relprop` | their own |
 | `Gradient`, `Mask` | any | plain gradient; a mask in front of another rule |
+
+`PerRound` gives a hyper-parameter, or a mask, a value for each round of a scan.
 """
 
 from relax._numerics import divide, stabilize
-from relax.rules._base import Rule, static
+from relax.rules._base import PerRound, Rule, static
 from relax.rules._maps import AffineMap, ElementwiseMap, LinearMap
 from relax.rules.activation import (
     ActivationRule,
@@ -73,6 +75,7 @@ __all__ = [
     "Norm",
     "NormalizationRule",
     "Pass",
+    "PerRound",
     "ProductRule",
     "Rescale",
     "Right",

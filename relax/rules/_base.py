@@ -122,6 +122,30 @@ def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:
     return product
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerRound:
+    """A hyper-parameter, or a mask, that has a value of its own in each round of a `jax.lax.scan`.
+
+    Args:
+      values: the axis of the rounds stands in front; in nested scans one axis for each, the
+        outermost first.
+
+    Raises:
+      RuleError: the layer stands in no scan, or in one of another length.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, relax
+      >>> f = lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+      >>> w, x = jnp.stack([jnp.eye(2), jnp.ones((2, 2))]), jnp.array([1.0, 2.0])
+      >>> only = jnp.array([[0.0, 1.0], [1.0, 1.0]])  # the second feature of the first round
+      >>> print(relax.lrp(f, {"*": relax.rules.Mask(relax.rules.PerRound(only))})(w, x))
+      [0. 4.]
+    """
+
+    values: Any
+
+
 def static(default: Any) -> Any:
     """A field that is part of the program: no leaf, never swept or differentiated."""
     return dataclasses.field(default=default, metadata={"static": True})
@@ -165,6 +189,7 @@ def _unflattener(cls: type) -> Callable[[Any, Any], Any]:
 
 def known(value: Any) -> np.ndarray | None:
     """A hyper-parameter as numbers, unless it is traced."""
+    value = value.values if isinstance(value, PerRound) else value
     if isinstance(value, Tracer) or not isinstance(
         value, (int, float, complex, np.generic, np.ndarray, jax.Array)
     ):
@@ -176,6 +201,7 @@ def require_finite(rule: Any, *names: str, at_least: float | None = None) -> Non
     """Checks hyper-parameters that are numbers or arrays; traced ones cannot be checked."""
     for name in names:
         value = getattr(rule, name)
+        value = value.values if isinstance(value, PerRound) else value
         plain = isinstance(value, (int, float, complex)) and not isinstance(value, bool)
         if not plain and not hasattr(value, "dtype"):
             raise HyperparameterError(
@@ -222,6 +248,8 @@ def text(value: Any) -> str:
     """A hyper-parameter as a person would write it."""
     if isinstance(value, Rule):
         return describe(value)
+    if isinstance(value, PerRound):
+        return f"PerRound({text(value.values)})"
     if is_number(value):
         return f"{value:g}"
     if hasattr(value, "shape"):

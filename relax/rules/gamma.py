@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from relax._numerics import Stabilizer, negative, positive
+from relax._numerics import Stabilizer, is_number, negative, positive
 from relax.rules._base import SUMS, Currency, Outgoing, require_finite, static
 from relax.rules._terms import Term
 from relax.rules.affine import Stabilized, add, by_sign, with_bias
@@ -104,7 +106,30 @@ class Gamma(Stabilized):
             return dataclasses.replace(
                 layer, function=lambda x: (1 + scale) * layer.function(x), output=None
             )
-        return layer.map(lambda w: w + self.gamma * part(w))
+        boosted = layer.map(lambda w: w + self.gamma * part(w))
+        if is_number(self.gamma) or not _has_large_weights(layer):
+            return boosted
+        return _Boosted(layer, layer.map(part), self.gamma)
+
+
+def _has_large_weights(layer: Any) -> bool:
+    """Weights that are much larger than what is multiplied with them: a sweep over gamma should
+    not make one copy of them for each value."""
+    sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(layer.make_weight))]
+    return sum(sizes) >= 256 * math.prod(layer.core_shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Boosted:
+    """``w + gamma part(w)`` in two products: the weights do not depend on gamma."""
+
+    layer: Any
+    part: Any
+    gamma: Any
+
+    def transpose(self, s: jax.Array) -> Any:
+        scaled = jax.tree.map(lambda a: self.gamma * a, self.part.transpose(s))
+        return add(self.layer.transpose(s), scaled)
 
 
 GeneralizedGamma = Gamma  # its name in RelevancePropagation.jl

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from relax._errors import RuleError
 from relax._numerics import wide
-from relax.rules._base import LINEAR, WINNERS, Currency, Outgoing, Rule, static
+from relax.rules._base import AFFINE, LINEAR, WINNERS, Currency, Outgoing, Rule, static
 
 ANYTHING = (
     LINEAR
@@ -153,54 +153,85 @@ class Mask(Rule):
     $$R_x = \mathrm{rule}(m \odot R_y)$$
 
     Keeps the relevance that flows through chosen concepts, e.g. channels of a convolution; swept
-    over all channels by ``jax.vmap``.
+    over all channels by ``jax.vmap``, or see `relax.concepts`. Without a rule it is a condition on
+    top of all others: the layer keeps the rule that it gets anyway, and several conditions on one
+    layer all hold. Such a mask also acts at a value named by ``checkpoint_name``.
 
     Args:
-      mask: broadcasts to the layer's output.
-      rule: the rule for what is kept; default `Epsilon`.
+      mask: broadcasts to the layer's output; `PerRound` for a mask of each round of a scan.
+      rule: the rule for what is kept; default: the one that the layer has without the mask.
 
     Raises:
       RuleError: ``rule`` is no rule; the mask does not broadcast to the output.
+
+    Example:
+      >>> import jax.numpy as jnp, relax
+      >>> f = lambda p, x: (x @ p["hidden"]) @ p["head"]
+      >>> p = {"hidden": jnp.eye(2), "head": jnp.ones((2, 1))}
+      >>> second = {"hidden": relax.rules.Mask(jnp.array([0.0, 1.0]))}
+      >>> print(relax.lrp(f, second)(p, jnp.array([3.0, 4.0])))
+      [0. 4.]
 
     Source: Achtibat et al. 2023 (concept relevance propagation), eq. (3).
     """
 
     mask: Any
-    rule: Rule
+    rule: Rule | None = None
+
+    kinds = AFFINE
+    serves = ANYTHING - {"custom"}
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, Rule):
+        if self.rule is not None and not isinstance(self.rule, Rule):
             raise RuleError(f"Mask(mask, rule={self.rule!r}): expected a rule such as Epsilon().")
 
+    def over(self, rule: Rule) -> Mask:
+        """The mask, or all of them, in front of the rule that a layer has without it."""
+        inner = self.rule.over(rule) if isinstance(self.rule, Mask) else self.rule or rule
+        return Mask(self.mask, inner)
+
+    def masks(self) -> tuple[Any, ...]:
+        """The mask, and those of the masks inside."""
+        return (self.mask, *(self.rule.masks() if isinstance(self.rule, Mask) else ()))
+
+    @property
+    def inner(self) -> Rule:
+        assert self.rule is not None, "a mask without a rule is completed when rules are assigned"
+        return self.rule
+
     def gives(self, layer: Any, arriving: Currency) -> Currency:
-        return self.rule.gives(layer, arriving)
+        return self.inner.gives(layer, arriving)
 
     def masked(self, out: Outgoing) -> Outgoing:
         return dataclasses.replace(out, message=jax.tree.map(self._kept, out.message))
 
     def _kept(self, message: jax.Array) -> jax.Array:
-        try:
-            mask = jnp.broadcast_to(self.mask, message.shape)
-        except ValueError:
-            raise RuleError(
-                f"Mask: the mask of shape {jnp.shape(self.mask)} does not broadcast to the "
-                f"layer's output of shape {message.shape}."
-            ) from None
-        return (message * mask).astype(message.dtype)
+        return (message * fitting(self.mask, message)).astype(message.dtype)
 
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        return self.rule.propagate(layer, x, self.masked(out))
+        return self.inner.propagate(layer, x, self.masked(out))
 
     def absorbed(self, layer: Any, x: Any, out: Outgoing) -> dict[str, Any]:
         masked = self.masked(out)
         total = lambda o: sum(jnp.sum(wide(r)) for r in jax.tree.leaves(o.relevance))
-        found = self.rule.absorbed(layer, x, masked)
+        found = self.inner.absorbed(layer, x, masked)
         return found | {"mask": total(out) - total(masked) + found.get("mask", 0)}
 
 
+def fitting(mask: Any, value: jax.Array) -> jax.Array:
+    """A mask in the shape of what it masks."""
+    try:
+        return jnp.broadcast_to(mask, value.shape)
+    except ValueError:
+        raise RuleError(
+            f"Mask: the mask of shape {jnp.shape(mask)} does not broadcast to the "
+            f"layer's output of shape {value.shape}."
+        ) from None
+
+
 def unmasked(rule: Rule) -> Rule:
-    """The rule inside any number of masks."""
-    while isinstance(rule, Mask):
+    """The rule inside any number of masks; of masks without a rule the innermost."""
+    while isinstance(rule, Mask) and rule.rule is not None:
         rule = rule.rule
     return rule
 
