@@ -20,9 +20,10 @@ from relax._errors import (
 from relax.transform import lrp, value_and_lrp, vrp
 
 if TYPE_CHECKING:
-    from relax import composites, select
+    from relax import composites, concepts, select
     from relax._assign import Composite
     from relax.account import Ledger, ledger
+    from relax.concepts import crp
     from relax.custom import custom_relprop
     from relax.plan import Plan, layers
     from relax.sweeps import sweep
@@ -35,6 +36,8 @@ _LAZY = {
     "Ledger": "relax.account",
     "Plan": "relax.plan",
     "composites": "",
+    "concepts": "",
+    "crp": "relax.concepts",
     "custom_relprop": "relax.custom",
     "layers": "relax.plan",
     "ledger": "relax.account",
@@ -56,6 +59,8 @@ __all__ = [
     "UnsupportedOperationError",
     "__version__",
     "composites",
+    "concepts",
+    "crp",
     "custom_relprop",
     "layers",
     "ledger",

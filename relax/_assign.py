@@ -117,16 +117,20 @@ def assign(
     elif callable(rules) and not isinstance(rules, (Composite, Mapping)):
         chosen = [_called(rules, layer) for layer in layers]
     else:
-        for selector, rule, strict in _entries(rules):
-            meant = _meant(selector, rule, strict, layers, named)
-            for layer in meant:
-                if _is_condition(rule):
+        for selector, given, strict in _entries(rules):
+            if isinstance(given, Rule):
+                meant = _meant(selector, given, strict, layers, named)
+                pairs = [(layer, given) for layer in meant]
+                if not meant and _is_condition(given):
+                    for place in _places(selector, named):
+                        conditions.setdefault(place, []).append(given)
+            else:
+                pairs = [(layer, _called(given, layer)) for layer in layers]
+            for layer, rule in pairs:
+                if rule is not None and _is_condition(rule):
                     masks.setdefault(layer.index, []).append(rule)
-                elif chosen[layer.index] is None:
-                    chosen[layer.index] = rule
-            if not meant and _is_condition(rule):
-                for place in _places(selector, named):
-                    conditions.setdefault(place, []).append(rule)
+                else:
+                    chosen[layer.index] = chosen[layer.index] or rule
     result = [
         _completed(rule, masks.get(layer.index, ()), layer)
         for rule, layer in zip(chosen, layers, strict=True)
@@ -204,15 +208,24 @@ def _idle(rule: Rule, layers: Sequence[Layer]) -> str:
     )
 
 
-def _entries(rules: Any) -> list[tuple[Any, Rule, bool]]:
+def _entries(rules: Any) -> list[tuple[Any, Any, bool]]:
+    """Selectors, each with a rule or a callable ``layer -> rule``, and whether it is strict."""
     if isinstance(rules, Composite):
         return [(selector, rule, rules.strict) for selector, rule in rules.entries]
     if isinstance(rules, Mapping):
         return _entries(Composite(tuple(rules.items())))
     if isinstance(rules, Sequence) and not isinstance(rules, str):
-        entries = []
+        entries: list[tuple[Any, Any, bool]] = []
         for item in rules:
-            entries += _entries(item if isinstance(item, Composite) else Composite((item,)))
+            if isinstance(item, Rule):
+                entries.append((select.anything, item, True))
+            elif isinstance(item, Composite):
+                entries += _entries(item)
+            elif callable(item) and not isinstance(item, type):
+                entries.append((None, item, False))
+            else:
+                one: Any = item
+                entries += _entries(Composite((one,)))
         return entries
     raise RuleError(
         f"`rules` must be a rule, a composite, a mapping or list of (selector, rule), or a "

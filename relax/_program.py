@@ -235,6 +235,11 @@ class Program:
         """How many scans a place stands in that `at` names."""
         return len(self.of_section[self.latent[path][0][0]][0].lengths)
 
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the arrays at the places that `at` names."""
+        taps = {tap for parts in self.latent.values() for tap in parts}
+        return jax.eval_shape(lambda: self._by_path({tap: self._probe(tap) for tap in taps}))
+
     def in_order(self) -> list[str]:
         """The places that `at` names, in order of evaluation."""
         position = {tap: number for number, tap in enumerate(self.section.values())}

@@ -37,11 +37,12 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
     Example:
       >>> import jax, jax.numpy as jnp, relax
       >>> w, x = jnp.array([[2.0], [-1.0]]), jnp.array([1.0, 1.0])
-      >>> of_gamma = lambda gamma: relax.lrp(lambda x: x @ w, relax.rules.Gamma(gamma))(x)
-      >>> print(relax.sweep(of_gamma, batch_size=2)(jnp.array([0.0, 1.0, 3.0])))
-      [[ 2.        -1.       ]
-       [ 1.3333333 -0.3333333]
-       [ 1.1428572 -0.1428571]]
+      >>> def explain(gamma):
+      ...     return relax.lrp(lambda x: x @ w, relax.rules.Gamma(gamma, epsilon=0.0))(x)
+      >>> print(relax.sweep(explain, batch_size=2)(jnp.array([0.0, 0.5, 1.5])))
+      [[ 2.   -1.  ]
+       [ 1.5  -0.5 ]
+       [ 1.25 -0.25]]
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ArgumentError(f"sweep(batch_size={batch_size!r}): expected a positive integer.")

@@ -150,7 +150,7 @@ def test_derivatives(p, x, mask):
             explained(*((v, mask) if which == 0 else (p, v))) ** 2
         )
         step = jax.tree.map(lambda a: jnp.cos(jnp.arange(a.size)).reshape(a.shape), at)
-        moved = lambda t, at=at, step=step: jax.tree.map(lambda a, s, t=t: a + t * s, at, step)
+        moved = lambda t, at=at, step=step: jax.tree.map(lambda v, s, t=t: v + t * s, at, step)
         want = (loss(moved(1e-6)) - loss(moved(-1e-6))) / 2e-6
         slope = jax.jit(jax.grad(loss))(at)
         got = sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (slope, step)), strict=True))

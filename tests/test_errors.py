@@ -509,7 +509,6 @@ def test_a_composite_function_in_the_place_of_its_result(composite):
         {"head": "epsilon"},
         {"head": 0.1},
         {"head": None},
-        [rules.Epsilon()],
         [("head", rules.Epsilon(), 1)],
         ["head"],
         {1: rules.Epsilon()},

@@ -277,6 +277,11 @@ SAME = {
         relax.Composite(((select.first, FLAT),)),
         (select.dense, GAMMA),
     ],
+    "a callable and composites in a list": [
+        lambda layer: ZPLUS if layer.path == "Net/head" else FLAT if layer.first else None,
+        relax.Composite(((select.dense, GAMMA),)),
+        lambda layer: rules.Epsilon(7.0) if layer.kind == "dense" else None,
+    ],
     "callable": lambda layer: (
         ZPLUS
         if layer.path == "Net/head"
@@ -314,6 +319,17 @@ def test_an_entry_before_a_builtin_composite_overrides_it():
     assert given["Net/head"] == ZPLUS
     assert given["Net/stem"] == FLAT
     assert given["Net/block_0/in"] == rules.Epsilon()
+
+
+def test_a_rule_alone_in_a_list_fills_the_rest_of_its_kinds():
+    """As if it were given alone, behind what stands before it."""
+    given = {row.path: row.rule for row in plan([("head", ZPLUS), GAMMA, rules.Deconvnet()])}
+    alone = {row.path: row.rule for row in plan(GAMMA)}
+    assert given["Net/head"] == ZPLUS
+    for path, rule in given.items():
+        if path != "Net/head" and not isinstance(rule, rules.Deconvnet):
+            assert rule == alone[path]
+    assert rules.Deconvnet() in given.values()
 
 
 def test_a_callable_sees_what_the_plan_shows():

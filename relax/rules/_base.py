@@ -139,7 +139,8 @@ class PerRound:
       >>> f = lambda w, x: jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
       >>> w, x = jnp.stack([jnp.eye(2), jnp.ones((2, 2))]), jnp.array([1.0, 2.0])
       >>> only = jnp.array([[0.0, 1.0], [1.0, 1.0]])  # the second feature of the first round
-      >>> print(relax.lrp(f, {"*": relax.rules.Mask(relax.rules.PerRound(only))})(w, x))
+      >>> mask = relax.rules.Mask(relax.rules.PerRound(only))
+      >>> print(relax.lrp(f, [("*", mask), relax.rules.Epsilon(0.0)])(w, x))
       [0. 4.]
     """
 

@@ -168,8 +168,9 @@ class Mask(Rule):
       >>> import jax.numpy as jnp, relax
       >>> f = lambda p, x: (x @ p["hidden"]) @ p["head"]
       >>> p = {"hidden": jnp.eye(2), "head": jnp.ones((2, 1))}
-      >>> second = {"hidden": relax.rules.Mask(jnp.array([0.0, 1.0]))}
-      >>> print(relax.lrp(f, second)(p, jnp.array([3.0, 4.0])))
+      >>> second = ("hidden", relax.rules.Mask(jnp.array([0.0, 1.0])))
+      >>> rules = [second, relax.rules.Epsilon(0.0)]
+      >>> print(relax.lrp(f, rules)(p, jnp.array([3.0, 4.0])))
       [0. 4.]
 
     Source: Achtibat et al. 2023 (concept relevance propagation), eq. (3).
