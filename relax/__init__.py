@@ -20,13 +20,14 @@ from relax._errors import (
 from relax.transform import lrp, value_and_lrp, vrp
 
 if TYPE_CHECKING:
-    from relax import composites, concepts, select
+    from relax import composites, concepts, evaluation, select
     from relax._assign import Composite
     from relax.account import Ledger, ledger
     from relax.concepts import crp
     from relax.custom import custom_relprop
     from relax.plan import Plan, layers
     from relax.sweeps import sweep
+    from relax.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -39,10 +40,12 @@ _LAZY = {
     "concepts": "",
     "crp": "relax.concepts",
     "custom_relprop": "relax.custom",
+    "evaluation": "",
     "layers": "relax.plan",
     "ledger": "relax.account",
     "select": "",
     "sweep": "relax.sweeps",
+    "tune": "relax.tuning",
 }
 
 __all__ = [
@@ -62,12 +65,14 @@ __all__ = [
     "concepts",
     "crp",
     "custom_relprop",
+    "evaluation",
     "layers",
     "ledger",
     "lrp",
     "rules",
     "select",
     "sweep",
+    "tune",
     "value_and_lrp",
     "vrp",
 ]

@@ -90,6 +90,15 @@ class Composite:
         return f"Composite({', '.join(pairs)})"
 
 
+def before(entries: Sequence[tuple[Any, Rule]], rules: Any) -> list[Any]:
+    """Rules in any form, with entries in front of them."""
+    if isinstance(rules, Mapping):
+        return [*entries, *rules.items()]
+    if isinstance(rules, Sequence) and not isinstance(rules, str):
+        return [*entries, *rules]
+    return [*entries, rules]
+
+
 def assign(
     rules: Any, layers: Sequence[Layer], named: Sequence[str] = ()
 ) -> tuple[list[Rule], dict[int, list[Mask]]]:

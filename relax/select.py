@@ -69,6 +69,11 @@ def glob(pattern: str) -> Predicate:
     return predicate(pattern)
 
 
+def only(label: str) -> Predicate:
+    """The one layer that the plan shows under that path, with ``#n`` for its n-th further use."""
+    return Predicate(f"only({label!r})", lambda layer: layer.label == label)
+
+
 def _kind(name: str, *kinds: str) -> Predicate:
     return Predicate(name, lambda layer: layer.kind in kinds)
 
@@ -107,6 +112,7 @@ __all__ = [
     "glob",
     "linear",
     "norm",
+    "only",
     "pool",
     "predicate",
     "preprocessing",

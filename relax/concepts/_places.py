@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from relax import select
+from relax._assign import before
 from relax._errors import ArgumentError
 from relax._program import Program
 from relax.rules import Mask, PerRound
@@ -98,15 +99,11 @@ class Place:
     @property
     def only(self) -> Any:
         """A selector of this place alone."""
-        if not self.is_layer:
-            return self.path
-        return select.Predicate(repr(self.path), lambda layer: layer.label == self.path)
+        return select.only(self.path) if self.is_layer else self.path
 
     def condition(self, rules: Any, mask: Mask) -> list[Any]:
         """Rules, with a mask at this place in front."""
-        if isinstance(rules, Sequence) and not isinstance(rules, str):
-            return [(self.only, mask), *rules]
-        return [(self.only, mask), *(rules.items() if isinstance(rules, Mapping) else (rules,))]
+        return before([(self.only, mask)], rules)
 
 
 def find_places(program: Program, axis: int | Sequence[int], batch_axis: int = 0) -> list[Place]:
