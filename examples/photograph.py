@@ -3,6 +3,7 @@
     python examples/photograph.py
     python examples/photograph.py --image chelsea --target "tiger cat"
     python examples/photograph.py --image my.jpg --rules epsilon,epsilon_plus_flat --output my.png
+    python examples/photograph.py --rules epsilon_plus_flat --ledger ledger.png
 
 The network is EfficientNet-Lite0, unmodified Flax (see efficientnet_lite.py); all that relax needs
 is one line, in ``explain``. The heatmaps show relevance summed over the color channels; red speaks
@@ -24,6 +25,7 @@ from typing import Any
 try:
     import jax
     import numpy as np
+    from matplotlib.figure import Figure
 
     import command_line
     import relax
@@ -76,6 +78,24 @@ def plan(rules: Any) -> relax.Plan:
     return relax.layers(model.apply, rules)(variables, image)
 
 
+def account(rules: Any, variables: Any, image: jax.Array, target: int) -> relax.Ledger:
+    """What every layer is given, hands on and keeps of the relevance of a class."""
+    model = EfficientNetLite0()
+    return jax.jit(relax.ledger(model.apply, rules, target=target))(variables, image)[1]
+
+
+def save_account(path: Path, found: relax.Ledger, title: str) -> None:
+    """Draws the layers that keep the most relevance, the output at the top.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    figure = Figure(figsize=(8, 6.5), dpi=120, layout="constrained")
+    axes = found.plot(figure.subplots(), largest=24)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
 def make_rules(name: str) -> Any:
     """The composite of that name; one that is bounded gets the bounds of a pixel."""
     low, high = (float(bound) for bound in preprocess(np.array([0, 255])))
@@ -96,7 +116,8 @@ def run(arguments: argparse.Namespace) -> None:
     photograph = load_image(arguments.image)
     named = None if arguments.target is None else find_class_index(arguments.target, labels)
     rules = {name: make_rules(name) for name in arguments.rules}
-    command_line.check_output(arguments.output, ".png")
+    for picture in filter(None, (arguments.output, arguments.ledger)):
+        command_line.check_output(picture, ".png")
 
     variables = load_variables()
     image = preprocess(photograph)[None]
@@ -118,6 +139,11 @@ def run(arguments: argparse.Namespace) -> None:
     title = f"{name}, {probabilities[target]:.1%}"
     caption = f"EfficientNet-Lite0, trained on ImageNet. Photograph: {Path(arguments.image).name}"
     save_figure(arguments.output, photograph, title, heatmaps, caption)
+    if arguments.ledger is not None:
+        first = next(iter(rules))
+        found = account(rules[first], variables, image, target)
+        save_account(arguments.ledger, found, f"{name} under {first}: where the relevance goes")
+        print(f"\n{str(found).splitlines()[-2]}\n{arguments.ledger} written")
     print(f"\n{arguments.output} written after {time.perf_counter() - start:.0f} s")
 
 
@@ -151,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the same as --rules {','.join(SMALL)}: the least work that shows everything works",
     )
     add_output(parser, "photograph.png", "PNG", "picture")
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="PNG",
+        help="draw the account of the first rule too: what each layer keeps, and by what",
+    )
     return parser
 
 

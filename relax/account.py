@@ -210,28 +210,32 @@ class Ledger(Sequence[Entry]):
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f"{table}<pre>{html.escape(self._summary())}</pre>"
 
-    def plot(self, axes: Any = None) -> Any:
+    def plot(self, axes: Any = None, *, largest: int | None = None) -> Any:
         """A bar for each layer from the output down to the input: what it hands on and keeps.
 
         Args:
           axes: of matplotlib, to draw on; a new figure by default.
+          largest: draws only so many, those that keep the most; by default all.
 
         Returns:
           The axes. Needs matplotlib.
         """
+        least = 1e-9 * max(abs(_number(e.out)) for e in self) if len(self) else 0.0
+        entries = [e for e in self if e.kind != "constant" or abs(_number(e.kept)) > least][::-1]
+        if largest is not None:
+            kept_most = sorted(entries, key=lambda e: -abs(_number(e.kept)))[:largest]
+            entries = [entry for entry in entries if any(entry is e for e in kept_most)]
         if axes is None:
             import matplotlib.pyplot as plt
 
-            _, axes = plt.subplots(figsize=(7, 1 + 0.25 * len(self)), layout="constrained")
-        least = 1e-9 * max(abs(_number(e.out)) for e in self) if len(self) else 0.0
-        entries = [e for e in self if e.kind != "constant" or abs(_number(e.kept)) > least][::-1]
+            _, axes = plt.subplots(figsize=(7, 1 + 0.25 * len(entries)), layout="constrained")
         places = np.arange(len(entries))
         axes.barh(places, [_number(e.into) for e in entries], color="0.75", label="handed on")
         above = np.array([max(_number(e.into), 0.0) for e in entries])
         below = np.array([min(_number(e.into), 0.0) for e in entries])
         for cause in dict.fromkeys(cause for entry in entries for cause in entry.absorbed):
             kept = np.array([_number(e.absorbed.get(cause, 0.0)) for e in entries])
-            if not np.any(np.abs(kept) > least):
+            if not np.any(np.abs(kept) > 1e6 * least):  # too little to be seen
                 continue
             axes.barh(places, kept, left=np.where(kept >= 0, above, below), label=cause)
             above, below = above + np.maximum(kept, 0), below + np.minimum(kept, 0)

@@ -33,6 +33,7 @@ def run(*arguments):
         (("--image", __file__), ["test_examples.py"]),
         (("--target", "expresso"), ["expresso", "espresso"]),
         (("--rules", "epsilon_minus"), ["epsilon_minus", "epsilon_plus_flat"]),
+        (("--ledger", "ledger.txt"), ["ledger.txt", ".png"]),
     ],
 )
 def test_wrong_arguments_get_one_clear_line(arguments, words, tmp_path):
@@ -53,11 +54,13 @@ def test_the_plan_is_printed():
 
 @pytest.mark.slow
 def test_the_picture_is_written(tmp_path):
-    output = tmp_path / "out.png"
-    done = run("--small", "--output", str(output))
+    output, ledger = tmp_path / "out.png", tmp_path / "ledger.png"
+    done = run("--small", "--output", str(output), "--ledger", str(ledger))
     assert done.returncode == 0, done.stderr
     assert "espresso" in done.stdout
-    assert output.read_bytes().startswith(b"\x89PNG")
+    assert "= received" in done.stdout
+    for picture in (output, ledger):
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_photographs_come_with_the_wheel():

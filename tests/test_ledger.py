@@ -368,6 +368,11 @@ def test_as_a_picture(p, x):
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names.index("gelu") < names.index("softmax") < names.index("layer_norm")
     plt.close(axes.figure)
+    few = account.plot(largest=2)
+    shown = [text.get_text() for text in few.get_yticklabels()]
+    most = sorted(account, key=lambda entry: -abs(float(entry.kept)))[:2]
+    assert sorted(shown) == sorted(entry.path for entry in most)
+    plt.close(few.figure)
 
 
 def test_inside_of_a_shard_map_is_refused(x):
