@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,19 @@ Stabilizer = str | Callable[..., jax.Array]
 def is_number(value: Any) -> bool:
     """True for a Python number, i.e. a hyper-parameter that is known while tracing."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def length(n: Any) -> float:
+    """How many; infinity for a symbolic size (jax.export), of which any bound must hold."""
+    return n if isinstance(n, int) else math.inf
+
+
+def at_most(a: Any, b: Any) -> bool:
+    """``a <= b``, of sizes that may be symbolic; False where it is not certain."""
+    try:
+        return bool(a <= b)
+    except jax.core.InconclusiveDimensionOperation:
+        return False
 
 
 def is_zero(value: Any) -> bool:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax import export, lax
 
 import relax
@@ -96,6 +97,55 @@ def test_exported_and_loaded(p, x):
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (p, x))
     loaded = export.deserialize(export.export(explain)(*shapes).serialize())
     np.testing.assert_allclose(loaded.call(p, x), explain(p, x), rtol=1e-10)
+
+
+class Convolutional(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3), name="conv")(x)))
+        x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
+        return nn.Dense(3)(nn.LayerNorm()(nn.gelu(nn.Dense(8)(x))))
+
+
+class Attending(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        y = nn.RMSNorm()(x)
+        x = x + nn.Dense(8)(nn.silu(nn.Dense(8)(y)) * nn.Dense(8)(y))
+        return nn.Dense(3)(x.mean(1))
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.RNN(nn.OptimizedLSTMCell(8))(x)[:, -1])
+
+
+SYMBOLIC = {
+    "convolutional": (Convolutional(), "b, 6, 6, 2", composites.epsilon_plus_flat()),
+    "box": (Convolutional(), "b, 6, 6, 2", composites.epsilon_gamma_box(-3.0, 3.0)),
+    "attention": (Attending(), "b, t, 8", composites.attnlrp()),
+    "recurrent": (Recurrent(), "b, 5, 4", composites.arras_lstm()),
+}
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_exported_for_any_batch(name, rng):
+    """Symbolic sizes: one program, called with several; the plan is that of sizes in numbers."""
+    model, sizes, rule = SYMBOLIC[name]
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape(sizes), jnp.float32)
+    shape = lambda b, t: tuple({"b": b, "t": t}.get(n) or int(n) for n in sizes.split(", "))
+    params = model.init(jax.random.key(0), jnp.ones(shape(1, 2), jnp.float32))
+    with jax.numpy_rank_promotion("allow"):
+        explain = jax.jit(relax.lrp(model.apply, rule, target=1))
+        exported = export.export(explain)(params, symbolic)
+        loaded = export.deserialize(exported.serialize())
+        for b, t in ((1, 5), (4, 3)):
+            x = jnp.asarray(rng.normal(size=shape(b, t)))
+            np.testing.assert_allclose(
+                loaded.call(params, x), explain(params, x), rtol=1e-6, atol=1e-9
+            )
 
 
 def test_shapes_without_numbers(p, x):

@@ -15,6 +15,7 @@ from jax import lax
 
 from relax._axes import Atom, Axes, feature_axes, features_along, moved
 from relax._graph import Equation, Graph, Layer, boundary
+from relax._numerics import at_most
 from relax._primitives import (
     CAST,
     CONV,
@@ -226,7 +227,7 @@ class Search:
             equation = self.graph.equations[index]
             if step.kind == "move" and axes is not None:
                 old, new = self.graph.shape(value), self.graph.shape(equation.outputs[0])
-                if math.prod(old) < math.prod(new):
+                if not at_most(math.prod(new), math.prod(old)):
                     break  # repeats elements
                 axes = moved(equation.primitive, equation.params, axes, new)
             elif step.kind == "move" and equation.primitive not in CAST:

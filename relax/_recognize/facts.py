@@ -82,7 +82,7 @@ def _blank(graph: Graph) -> Facts:
 
 def _propagate(graph: Graph, facts: Facts) -> None:
     """One pass over the equations."""
-    sizes = [math.prod(aval.shape) for aval in graph.avals]
+    sizes = [math.prod(n for n in aval.shape if isinstance(n, int)) for aval in graph.avals]
     for index, equation in enumerate(graph.equations):
         if equation.control is not None:
             _run_bodies(graph, facts, index, equation)

@@ -16,6 +16,7 @@ from jax import lax
 from jax.extend.core import primitives as p
 
 from relax._graph import Equation, Graph
+from relax._numerics import length
 from relax._primitives import CONV, DOT, ROUTING
 
 Interval = tuple[float, float]
@@ -35,14 +36,15 @@ def propagate_interval(
     elif equation.primitive is lax.ne_p and equation.inputs[0] == equation.inputs[1]:
         result = (0.0, 0.0)  # a test for NaN
     elif equation.primitive in (DOT, CONV):
-        length = math.prod(graph.shape(equation.inputs[1]))
-        result = _scale_sum(_mul(*operands), length)
+        count = length(math.prod(graph.shape(equation.inputs[1])))
+        result = _scale_sum(_mul(*operands), count)
     elif equation.primitive is lax.reduce_sum_p:
         shape = graph.shape(equation.inputs[0])
-        length = math.prod(shape[axis] for axis in equation.params["axes"])
-        result = _product(operands[0][0], length), _product(operands[0][1], length)
+        count = length(math.prod(shape[axis] for axis in equation.params["axes"]))
+        result = _sum(operands[0], count)
     elif equation.primitive in (lax.cumsum_p, lax.reduce_window_sum_p):
-        result = _scale_sum(operands[0], math.prod(graph.shape(equation.inputs[0])))
+        count = length(math.prod(graph.shape(equation.inputs[0])))
+        result = _scale_sum(operands[0], count)
     elif equation.primitive is lax.sort_p:
         return operands
     elif equation.primitive is lax.top_k_p:
@@ -118,9 +120,16 @@ def _abs(a: Interval) -> Interval:
     return 0.0, max(-a[0], a[1])
 
 
-def _scale_sum(a: Interval, length: int) -> Interval:
-    """Bounds on a sum of any part (at least nothing) of ``length`` elements."""
-    return min(0.0, _product(a[0], length)), max(0.0, _product(a[1], length))
+def _sum(a: Interval, count: float) -> Interval:
+    """Bounds on a sum of ``count`` elements; of one or more, if that is infinite."""
+    least = 1 if math.isinf(count) else count
+    low = _product(a[0], count if a[0] < 0 else least)
+    return low, _product(a[1], count if a[1] > 0 else least)
+
+
+def _scale_sum(a: Interval, count: float) -> Interval:
+    """Bounds on a sum of any part (at least nothing) of ``count`` elements."""
+    return min(0.0, _product(a[0], count)), max(0.0, _product(a[1], count))
 
 
 def _cast(a: Interval, dtype: Any) -> Interval:

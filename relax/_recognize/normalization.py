@@ -16,6 +16,7 @@ from jax.extend.core import primitives as p
 
 from relax._axes import feature_axes
 from relax._graph import Equation, Graph, Layer, boundary, computing
+from relax._numerics import at_most
 from relax._primitives import CAST, DEVICE_SUMS, ELEMENTWISE, RESHAPING, SCALE, SHIFT, is_core
 from relax._recognize.affine import Search
 from relax._recognize.facts import Facts
@@ -167,10 +168,10 @@ def statistic_operand(regions: Regions, equation: Equation, made: Sequence[int])
         return None
     sizes = [extent(regions.graph, regions.facts, regions.producer, v) for v in equation.inputs]
     if equation.primitive is lax.div_p:
-        below = first < STATISTIC or sizes[1] < sizes[0]
+        below = first < STATISTIC or not at_most(sizes[0], sizes[1])
         return 1 if second >= REDUCED and below else None
     if first == second == STATISTIC:
-        return None if sizes[0] == sizes[1] else int(sizes[1] < sizes[0])
+        return None if sizes[0] == sizes[1] else int(at_most(sizes[1], sizes[0]))
     if STATISTIC not in (first, second):
         return None
     return 0 if first == STATISTIC else 1

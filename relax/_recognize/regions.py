@@ -10,6 +10,7 @@ from typing import Any
 from jax import lax
 
 from relax._graph import Equation, Graph
+from relax._numerics import at_most
 from relax._primitives import DEVICE_SUMS, DOT, ELEMENTWISE, RESHAPING
 from relax._recognize.facts import Facts
 
@@ -170,5 +171,6 @@ def extent(graph: Graph, facts: Facts, producer: Mapping[int, int], value: int) 
         if len(moving) != 1 or equation.primitive not in RESHAPING | ELEMENTWISE:
             break
         (value,) = moving
-        size = min(size, math.prod(graph.shape(value)))
+        before = math.prod(graph.shape(value))
+        size = before if at_most(before, size) else size
     return size

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relax._numerics import Stabilizer, is_number, negative, positive
+from relax._numerics import Stabilizer, at_most, is_number, negative, positive
 from relax.rules._base import SUMS, Currency, Outgoing, require_finite, static
 from relax.rules._terms import Term
 from relax.rules.affine import Stabilized, add, by_sign, with_bias
@@ -116,7 +116,7 @@ def _has_large_weights(layer: Any) -> bool:
     """Weights that are much larger than what is multiplied with them: a sweep over gamma should
     not make one copy of them for each value."""
     sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(layer.make_weight))]
-    return sum(sizes) >= 256 * math.prod(layer.core_shape)
+    return at_most(256 * math.prod(layer.core_shape), sum(sizes))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
