@@ -142,10 +142,9 @@ def test_exported_for_any_batch(name, rng):
         exported = export.export(explain)(params, symbolic)
         loaded = export.deserialize(exported.serialize())
         for b, t in ((1, 5), (4, 3)):
-            x = jnp.asarray(rng.normal(size=shape(b, t)))
-            np.testing.assert_allclose(
-                loaded.call(params, x), explain(params, x), rtol=1e-6, atol=1e-9
-            )
+            x = jnp.asarray(rng.normal(size=shape(b, t)), jnp.float32)
+            found = loaded.call(params, x)
+            np.testing.assert_allclose(found, explain(params, x), rtol=1e-3, atol=1e-5)
 
 
 def test_shapes_without_numbers(p, x):
