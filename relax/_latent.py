@@ -17,7 +17,7 @@ from relax._graph import Layer
 from relax._joint import beside
 from relax._paths import matches, nearest
 from relax._recognize.joint import JointDetails
-from relax._rewrite import Tap
+from relax._rounds import Tap
 from relax._sections import Section
 from relax.rules import Mask
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import InconclusiveDimensionOperation
 
 from relax._errors import RuleError
 
@@ -29,7 +30,7 @@ def at_most(a: Any, b: Any) -> bool:
     """``a <= b``, of sizes that may be symbolic; False where it is not certain."""
     try:
         return bool(a <= b)
-    except jax.core.InconclusiveDimensionOperation:
+    except InconclusiveDimensionOperation:
         return False
 
 

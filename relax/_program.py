@@ -18,7 +18,8 @@ from relax._errors import ArgumentError, RelaxWarning, message
 from relax._graph import Layer, flatten, prune
 from relax._latent import conditions, joined, latent
 from relax._recognize import gather_facts
-from relax._rewrite import Rewritten, Tap
+from relax._rewrite import Rewritten
+from relax._rounds import Tap
 from relax._sections import Section, find_sections
 from relax.rules._base import pair
 

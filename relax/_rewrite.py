@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from jax import lax
 
 from relax import _jaxpr
 from relax._currency import Currencies
-from relax._errors import RuleError, message
 from relax._graph import Equation, Layer
 from relax._ops import (
     LayerOp,
@@ -27,13 +25,12 @@ from relax._ops import (
     to_relevance,
     widened,
 )
+from relax._rounds import Tap, is_round, of_round, stacked
 from relax._sections import Section
 from relax._tokens import Tokens
-from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, PerRound, Rule, Winner
+from relax.rules import Custom, Epsilon, Jacobian, Linear, Pass, Rule, Winner
 from relax.rules._base import CAUSES, Currency
 from relax.rules.general import fitting
-
-Tap = tuple[int, Any]  # identity of a section, and a value in it or what is counted there
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -97,50 +94,17 @@ class Rewritten:
                 yield from body.accounts()
 
     def rounds(self) -> Iterator[tuple[Tap, jax.Array]]:
-        """The values of each `PerRound`, of rules and of masks.
-
-        Raises:
-          RuleError: they do not fit the scans around their layer.
-        """
-        place, lengths = id(self.section), self.section.lengths
-        units: list[tuple[Any, Any, str, str]] = [
-            (layer.index, self.rules[layer.index], layer.where, layer.label)
-            for layer in self.section.layers
-        ]
+        """The values of each `PerRound`, of rules and of masks."""
+        for layer in self.section.layers:
+            rule = self.rules[layer.index]
+            yield from stacked(self.section, layer.index, rule, layer.where, layer.label)
         for index, equation in enumerate(self.graph.equations):
-            if equation.outputs and (place, equation.outputs[0]) in self.masks:
-                mask = self.masks[place, equation.outputs[0]]
-                units.append((("equation", index), mask, equation.where, equation.scope))
+            if equation.outputs and (id(self.section), equation.outputs[0]) in self.masks:
+                masks = self.masks[id(self.section), equation.outputs[0]]
+                unit = ("equation", index)
+                yield from stacked(self.section, unit, masks, equation.where, equation.scope)
             for body in self.inner.get(index, ()):
                 yield from body.rounds()
-        for unit, tree, where, path in units:
-            for number, leaf in enumerate(_per_round(tree)):
-                values = jnp.asarray(leaf.values)
-                if not lengths or values.shape[: len(lengths)] != lengths or self.section.sharded:
-                    around = f"scans of {lengths} rounds" if lengths else "no scan"
-                    raise RuleError(
-                        message(
-                            f"PerRound has values of shape {values.shape}, and the layer stands in "
-                            + ("a shard_map" if self.section.sharded else around),
-                            where=where,
-                            path=path,
-                            remedy="Its first axes are the rounds of the scans around the layer, "
-                            "the outermost first.",
-                        )
-                    )
-                yield (place, ("round", unit, number)), values
-
-    def _of_round(self, unit: Any, tree: Any, known: Mapping[Tap, Any]) -> Any:
-        """A rule or masks, with the values of the round that is evaluated."""
-        numbers = itertools.count()
-        place = id(self.section)
-        return jax.tree.map(
-            lambda leaf: (
-                known[place, ("round", unit, next(numbers))] if isinstance(leaf, PerRound) else leaf
-            ),
-            tree,
-            is_leaf=lambda leaf: isinstance(leaf, PerRound),
-        )
 
     def sections(self) -> Iterator[int]:
         """Identities of the sections of the tree."""
@@ -212,7 +176,7 @@ class Rewritten:
         def condition(unit: Any, value: int, x: Any) -> Any:
             place = id(self.section)
             total = pending.get((place, ("mask", unit)))
-            for mask in self._of_round(unit, list(self.masks.get((place, value), ())), pending):
+            for mask in of_round(self.section, unit, self.masks.get((place, value), []), pending):
                 x = masked(of[value], x, fitting(mask, x), total)
             return x
 
@@ -292,7 +256,7 @@ class Rewritten:
             rest.append(counted(given, x, lost) if lost is not None and starts else x)
         inside = {section for body in bodies for section in body.sections()}
         keys = [key for key in probes if key[0] in inside]
-        seen_keys = [key for key in keys if not _is_round(key)]
+        seen_keys = [key for key in keys if not is_round(key)]
 
         def function(body: Rewritten) -> Any:
             own = set(body.sections())
@@ -318,7 +282,7 @@ class Rewritten:
         self, layer: Layer, index: int, read: Any, count: Any, totals: Mapping[Any, Any]
     ) -> tuple[Any, ...]:
         given, arriving = self.currencies.given[index], self.currencies.arriving[index]
-        rule = self._of_round(layer.index, self.rules[layer.index], totals)
+        rule = of_round(self.section, layer.index, self.rules[layer.index], totals)
         op, arrays = LayerOp.create(self.graph, layer, rule, arriving)
         key = ("in", layer.index)
         inputs = tuple(count(key, value, read(value, given), given) for value in layer.inputs)
@@ -357,15 +321,6 @@ class Rewritten:
         if wanted == native:
             return x
         return to_coefficient(x) if wanted == "relevance" else to_relevance(x)
-
-
-def _per_round(tree: Any) -> list[PerRound]:
-    is_one = lambda leaf: isinstance(leaf, PerRound)
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_one) if is_one(leaf)]
-
-
-def _is_round(key: Tap) -> bool:
-    return isinstance(key[1], tuple) and key[1][0] == "round"
 
 
 def _hold_statistic(details: Any, index: int, operands: list[Any]) -> None:
