@@ -126,15 +126,115 @@ class VGG16(nn.Module):
         return nn.Dense(1000, name="head")(x)
 
 
-NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+def normalized(x, features, size, name, stride=1, groups=1):
+    """A convolution without bias and a BatchNorm."""
+    conv = nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        feature_group_count=groups,
+        use_bias=False,
+        name=name,
+    )
+    return nn.BatchNorm(use_running_average=True, name=f"{name}_norm")(conv(x))
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNet50; ``project``: the shortcut is a convolution."""
+
+    width: int
+    stride: int
+    project: bool
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(normalized(x, self.width, 1, "reduce"))
+        y = nn.relu(normalized(y, self.width, 3, "conv", self.stride))
+        y = normalized(y, 4 * self.width, 1, "expand")
+        if self.project:
+            x = normalized(x, 4 * self.width, 1, "shortcut", self.stride)
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """Pictures to the logits of ImageNet (He et al. 2016)."""
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(normalized(x, 64, 7, "stem", 2))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for stage, depth in enumerate(self.depths):
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                x = Bottleneck(64 * 2**stage, stride, not i, name=f"block_{stage}_{i}")(x)
+        return nn.Dense(1000, name="head")(x.mean((1, 2)))
+
+
+class MobileNet(nn.Module):
+    """Depthwise and pointwise convolutions in turn (Howard et al. 2017)."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu6(normalized(x, 32, 3, "stem", 2))
+        widths = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
+        for i, width in enumerate(widths):
+            stride = 2 if i in (1, 3, 5, 11) else 1
+            x = nn.relu6(normalized(x, x.shape[-1], 3, f"depthwise_{i}", stride, x.shape[-1]))
+            x = nn.relu6(normalized(x, width, 1, f"pointwise_{i}"))
+        return nn.Dense(1000, name="head")(x.mean((1, 2)))
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residuals, whose narrow ends have both signs (Sandler et al. 2018)."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu6(normalized(x, 32, 3, "stem", 2))
+        stages = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2))
+        for stage, (width, depth, stride) in enumerate((*stages, (320, 1, 1))):
+            for i in range(depth):
+                expansion = 6 if stage else 1
+                x = self.block(x, width, expansion, 1 if i else stride, f"block_{stage}_{i}")
+        x = nn.relu6(normalized(x, 1280, 1, "last"))
+        return nn.Dense(1000, name="head")(x.mean((1, 2)))
+
+    def block(self, x, width, expansion, stride, name):
+        wide = expansion * x.shape[-1]
+        y = nn.relu6(normalized(x, wide, 1, f"{name}_expand")) if expansion > 1 else x
+        y = nn.relu6(normalized(y, wide, 3, f"{name}_depthwise", stride, wide))
+        y = normalized(y, width, 1, f"{name}_project")
+        return x + y if y.shape == x.shape else y
+
+
+PICTURES: dict[str, nn.Module] = {
+    "VGG16": VGG16(),
+    "ResNet50": ResNet50(),
+    "MobileNet": MobileNet(),
+    "MobileNetV2": MobileNetV2(),
+}
+TRANSFORMERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "Llama, 4 blocks": (Llama(), (1, 128, 512)),
     "ViT-B/16": (ViT(), (1, 224, 224, 3)),
     "GPT-2, 4 blocks": (GPT2(), (1, 128, 768)),
 }
+NETWORKS = {name: (module, (1, 224, 224, 3)) for name, module in PICTURES.items()} | TRANSFORMERS
 
 
-def shapes(name: str) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
-    """The function of a network, and its parameters and input as shapes."""
+def shapes(
+    name: str, size: int | None = None, batch: int = 1
+) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
+    """The function of a network, and its parameters and input as shapes.
+
+    Args:
+        name: of ``NETWORKS``.
+        size: of pictures, in pixels; by default 224.
+        batch: how many samples.
+    """
     module, shape = NETWORKS[name]
+    shape = (batch, *shape[1:])
+    if size is not None and name in PICTURES:
+        shape = (batch, size, size, 3)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x

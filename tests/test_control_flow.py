@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-import loop_cost
 import relax
+from benchmarks import loops
+from benchmarks.counting import count, gradient_times_input
 from relax import composites, rules, select
 
 SHAPES = {"w": (4, 4), "u": (4, 4), "b": (1, 4), "v": (4, 3)}
@@ -351,10 +352,10 @@ def test_checkpoint_of_48_scanned_transformer_blocks():
     """As much is saved as the gradient saves, and relevance needs no more than it."""
     sizes = {}
     for name in ("48 blocks", "checkpoint"):
-        function, params, x = loop_cost.blocks(loop_cost.BLOCKS[name], width=32, time=32)
+        function, params, x = loops.blocks(loops.BLOCKS[name], width=32, time=32)
         explain = relax.lrp(function, composites.attnlrp(), target=0)
-        own = loop_cost.count(explain, params, x)[1]
-        gradient = loop_cost.count(loop_cost.gradient_times_input(function), params, x)[1]
+        own = count(explain, params, x).memory
+        gradient = count(gradient_times_input(function), params, x).memory
         assert own <= 1.1 * gradient
         sizes[name] = own
     assert sizes["checkpoint"] < 0.2 * sizes["48 blocks"]
@@ -364,10 +365,10 @@ def test_the_program_does_not_grow_with_the_number_of_steps():
     """Neither what is traced nor what is compiled."""
     traced, compiled = set(), set()
     for time in (4, 400):
-        function, params, x = loop_cost.lstm(time, width=8)
+        function, params, x = loops.lstm(time, width=8)
         explain = relax.lrp(function, composites.arras_lstm(), target=0)
         traced.add(len(str(jax.make_jaxpr(explain)(params, x)).splitlines()))
-        compiled.add(loop_cost.count(explain, params, x)[2])
+        compiled.add(count(explain, params, x).instructions)
     assert len(traced) == len(compiled) == 1
 
 

@@ -11,8 +11,9 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-import loop_cost
 import relax
+from benchmarks import loops
+from benchmarks.counting import count
 from relax import composites, rules, select
 
 SHAPES = {
@@ -271,7 +272,7 @@ def deep_convolutional(p, x):
 
 def test_it_costs_no_more_than_twice_lrp():
     """Counted FLOPs of the compiled programs: transformer blocks, and convolutions."""
-    function, params, tokens = loop_cost.blocks(lambda step: step, depth=2, width=64, time=64)
+    function, params, tokens = loops.blocks(lambda step: step, depth=2, width=64, time=64)
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)
     kernels = [(shape(3, 3, i, 16), shape(1, 1, 1, 16)) for i in (3, 16, 16)]
     image, p = shape(2, 16, 16, 3), {"layers": kernels, "head": shape(16, 5)}
@@ -280,7 +281,7 @@ def test_it_costs_no_more_than_twice_lrp():
         (deep_convolutional, p, image, "epsilon_plus_flat"),
         (deep_convolutional, p, image, "Gamma"),
     ):
-        cost = lambda g, params_=params_, x=x: loop_cost.count(g, params_, x)[0]
+        cost = lambda g, params_=params_, x=x: count(g, params_, x).flops
         ratio = cost(relax.ledger(f, RULES[name])) / cost(relax.lrp(f, RULES[name]))
         assert ratio <= 2, name
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import relax
-import sweep_cost
-from networks import VGG16
+from benchmarks import networks, sweep
 from relax import rules
 
 
@@ -88,10 +87,9 @@ def test_thirty_two_gammas_of_vgg16_cost_a_third_of_separate_runs():
     """FLOPs of sweeps of gammas, targets and channels, at most (2 + K) / 2K of K runs."""
     count = 32
     with jax.enable_x64(False):
-        module, x = VGG16(), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        params = jax.eval_shape(module.init, jax.random.key(0), x)
-        for one, values in sweep_cost.sweeps(module.apply, params, x, count).values():
-            assert sweep_cost.ratio(one, values, params, x) <= (2 + count) / (2 * count)
+        function, params, x = networks.shapes("VGG16", 32)
+        for one, values in sweep.sweeps(function, params, x, count).values():
+            assert sweep.ratio(one, values, params, x) <= (2 + count) / (2 * count)
 
 
 def test_a_sweep_makes_no_copies_of_large_weights():

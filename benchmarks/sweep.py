@@ -1,13 +1,12 @@
 """What a sweep costs against as many separate runs, counted in the compiled program.
 
-    python benchmarks/sweep_cost.py
-    python benchmarks/sweep_cost.py --values 8 --size 64
-
 VGG16 and three sweeps: of the gamma of all layers, of the class that is explained, and of the
 channel of conv_4_3 through which relevance is let (concept relevance). What does not depend on what
 is swept is computed once, so that K gammas cost at most (2 + K) / 2K of K runs. Nothing is run or
 timed.
 """
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
@@ -16,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import networks
 import relax
+from benchmarks import networks
+from benchmarks.counting import count
+from benchmarks.report import Table
 from relax import composites, rules
 
 CONCEPTS = "conv_4_3", 512
@@ -45,34 +46,29 @@ def sweeps(function: Any, params: Any, x: Any, values: int) -> dict[str, tuple[A
     }
 
 
-def flops(function: Callable[..., Any], *args: Any) -> float:
-    """Of the compiled program."""
-    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
-
-
 def ratio(one: Callable[..., Any], swept: Any, params: Any, x: Any) -> float:
     """FLOPs of a sweep by those of as many runs."""
     single = jax.ShapeDtypeStruct(swept.shape[1:], swept.dtype)
-    apart = flops(one, single, params, x)
-    together = flops(lambda v, p, x: relax.sweep(lambda v: one(v, p, x))(v), swept, params, x)
-    return together / (swept.shape[0] * apart)
+    apart = count(one, single, params, x).flops
+    together = lambda v, p, x: relax.sweep(lambda v: one(v, p, x))(v)
+    return count(together, swept, params, x).flops / (swept.shape[0] * apart)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--values", type=int, default=32, metavar="K")
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS")
-    arguments = parser.parse_args()
-    count = arguments.values
-    module = networks.VGG16()
-    x = jax.ShapeDtypeStruct((1, arguments.size, arguments.size, 3), jnp.float32)
-    params = jax.eval_shape(module.init, jax.random.key(0), x)
-    print(f"VGG16 at {arguments.size} x {arguments.size}, {count} values")
-    print(f"{'sweep of':<12}{'FLOPs of the sweep / of as many runs':>38}")
-    for name, (one, swept) in sweeps(module.apply, params, x, count).items():
-        print(f"{name:<12}{ratio(one, swept, params, x):>38.3f}")
-    print(f"{'bound':<12}{(2 + count) / (2 * count):>38.3f}")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--values", type=int, metavar="K", help="how many (default: 32)")
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments: argparse.Namespace) -> list[Table]:
+    values = arguments.values or (4 if arguments.small else 32)
+    function, params, x = networks.shapes("VGG16", 32 if arguments.small else None)
+    table = Table(
+        "sweep",
+        f"FLOPs of a sweep over {values} values by those of {values} runs, VGG16",
+        "python -m benchmarks sweep",
+        ("sweep of", "FLOPs"),
+        digits=3,
+    )
+    for name, (one, swept) in sweeps(function, params, x, values).items():
+        table.add(name, ratio(one, swept, params, x))
+    table.add("(2 + K) / 2K", (2 + values) / (2 * values))
+    return [table]

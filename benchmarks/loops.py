@@ -1,7 +1,5 @@
 """What relevance through loops costs, counted in the compiled program: memory, FLOPs and size.
 
-    python benchmarks/loop_cost.py
-
 Each against gradient times input of the same function. First 48 transformer blocks in a
 ``lax.scan``, plain and under `jax.checkpoint` with two policies: what is saved in the forward pass
 is most of the memory. Then an LSTM over sequences of three lengths: the size of the program does
@@ -9,6 +7,8 @@ not depend on the number of steps. XLA counts the FLOPs of one round of a loop o
 shown where that is the program: for the blocks, and for eight steps that are unrolled. Nothing is
 run or timed.
 """
+
+from __future__ import annotations
 
 import argparse
 from typing import Any
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 import relax
-from transformer_cost import gradient_times_input
+from benchmarks.counting import count, gradient_times_input
+from benchmarks.report import Table
 
 POLICIES = jax.checkpoint_policies
 BLOCKS: dict[str, Any] = {
@@ -72,37 +73,32 @@ def lstm(time: int, width: int = 128, unroll: bool = False) -> tuple[Any, Any, A
     return network, params, jax.ShapeDtypeStruct((16, time, width), jnp.float32)
 
 
-def count(function: Any, *args: Any) -> tuple[float, float, int]:
-    """FLOPs, bytes of temporaries and output, and instructions of the compiled program."""
-    compiled = jax.jit(function).lower(*args).compile()
-    memory = compiled.memory_analysis()
-    instructions = sum(" = " in line for line in compiled.as_text().splitlines())
-    size = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return compiled.cost_analysis()["flops"], size, instructions
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing to choose."""
 
 
-def compare(name: str, network: tuple[Any, Any, Any], rules: Any, rounds: bool = False) -> None:
-    """Prints one row: the gradient, and relevance against it; ``rounds``: FLOPs are of one."""
-    function, params, x = network
-    base = count(gradient_times_input(function), params, x)
-    own = count(relax.lrp(function, rules, target=0), params, x)
-    print(
-        f"{name:<28}{base[1] / 2**20:>8.1f}{own[1] / 2**20:>8.1f}{own[1] / base[1]:>8.2f}"
-        f"{'' if rounds else format(own[0] / base[0], '.3f'):>8}{base[2]:>8}{own[2]:>8}"
+def run(arguments: argparse.Namespace) -> list[Table]:
+    table = Table(
+        "loops",
+        "Loops: memory in MiB, FLOPs by the gradient's, and instructions",
+        "python -m benchmarks loops",
+        ("", "gradient", "relax", "ratio", "FLOPs", "gradient's", "relax's"),
     )
-
-
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    print(f"{'':<28}{'gradient':>8}{'relax':>8}{'':>8}{'FLOPs':>8}{'instructions':>16}")
-    print(f"{'':<28}{'MiB':>8}{'MiB':>8}{'ratio':>8}{'ratio':>8}{'grad.':>8}{'relax':>8}")
-    for name, wrap in BLOCKS.items():
-        compare(name, blocks(wrap), relax.composites.attnlrp())
-    rules = relax.composites.arras_lstm()
-    compare("LSTM, 8 steps unrolled", lstm(8, unroll=True), rules)
-    for time in LENGTHS:
-        compare(f"LSTM, {time} steps", lstm(time), rules, rounds=True)
-
-
-if __name__ == "__main__":
-    main()
+    attention, recurrent = relax.composites.attnlrp(), relax.composites.arras_lstm()
+    sizes = {"depth": 4, "width": 32, "time": 32} if arguments.small else {}
+    rows = [(name, blocks(wrap, **sizes), attention, True) for name, wrap in BLOCKS.items()]
+    rows.append(("LSTM, 8 steps unrolled", lstm(8, unroll=True), recurrent, True))
+    rows += [(f"LSTM, {time} steps", lstm(time), recurrent, False) for time in LENGTHS]
+    for name, (function, params, x), rules, whole in rows:
+        base = count(gradient_times_input(function), params, x)
+        own = count(relax.lrp(function, rules, target=0), params, x)
+        table.add(
+            name,
+            base.memory / 2**20,
+            own.memory / 2**20,
+            own.memory / base.memory,
+            own.flops / base.flops if whole else None,  # of a loop one round is counted
+            base.instructions,
+            own.instructions,
+        )
+    return [table]
