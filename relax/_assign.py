@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 
@@ -99,10 +99,21 @@ def before(entries: Sequence[tuple[Any, Rule]], rules: Any) -> list[Any]:
     return [*entries, rules]
 
 
+class Conditions(NamedTuple):
+    """Masks that act at a value: by its place among those that have a name, or by layer."""
+
+    on_values: dict[int, list[Mask]]
+    on_layers: dict[int, list[Mask]]
+
+
 def assign(
-    rules: Any, layers: Sequence[Layer], named: Sequence[str] = ()
-) -> tuple[list[Rule], dict[int, list[Mask]]]:
-    """One rule for each layer, and the conditions on values that have a name, by their place.
+    rules: Any, layers: Sequence[Layer], named: Sequence[tuple[str, ...]] = ()
+) -> tuple[list[Rule], Conditions]:
+    """One rule for each layer, and the conditions at values.
+
+    Args:
+      rules: as in `relax.lrp`.
+      layers: in order of evaluation; ``named``: what each value that has a name answers to.
 
     Raises:
       UnmatchedSelectorError: a selector matches no layer.
@@ -111,42 +122,46 @@ def assign(
     """
     chosen: list[Rule | None] = [None] * len(layers)
     masks: dict[int, list[Mask]] = {}
-    conditions: dict[int, list[Mask]] = {}
-    if isinstance(rules, type):
-        raise RuleError(f"{rules!r} is a class, not a rule.\n  Did you mean {rules.__name__}()?")
-    if isinstance(rules, Rule):
-        kinds = unmasked(rules).kinds
-        chosen = [
-            rules if layer.kind in kinds and serves(rules, layer) else None for layer in layers
-        ]
-        if not any(chosen) and not kinds & AFFINE:
-            raise RuleError(_idle(rules, layers))
-    elif getattr(rules, "__module__", "") == "relax.composites" and callable(rules):
-        raise RuleError(f"{rules!r} makes a composite.\n  Did you mean {rules.__name__}()?")
-    elif callable(rules) and not isinstance(rules, (Composite, Mapping)):
-        chosen = [_called(rules, layer) for layer in layers]
-    else:
-        for selector, given, strict in _entries(rules):
-            if isinstance(given, Rule):
-                meant = _meant(selector, given, strict, layers, named)
-                pairs = [(layer, given) for layer in meant]
-                if not meant and _is_condition(given):
-                    for place in _places(selector, named):
-                        conditions.setdefault(place, []).append(given)
+    conditions = Conditions({}, {})
+    for selector, given, strict in _entries(rules):
+        pairs: list[tuple[Layer, Rule | None]]
+        if not isinstance(given, Rule):
+            pairs = [(layer, _called(given, layer)) for layer in layers]
+        elif selector is None:
+            pairs = [(layer, given) for layer in _fitting(given, layers)]
+        else:
+            pairs = [(layer, given) for layer in _meant(selector, given, strict, layers, named)]
+            if not pairs and _is_condition(given):
+                for place in _places(selector, named):
+                    conditions.on_values.setdefault(place, []).append(given)
+        for layer, rule in pairs:
+            if rule is None or not _is_condition(rule):
+                chosen[layer.index] = chosen[layer.index] or rule
+            elif layer.kind in _AT_OUTPUT:
+                conditions.on_layers.setdefault(layer.index, []).append(rule)
             else:
-                pairs = [(layer, _called(given, layer)) for layer in layers]
-            for layer, rule in pairs:
-                if rule is not None and _is_condition(rule):
-                    masks.setdefault(layer.index, []).append(rule)
-                else:
-                    chosen[layer.index] = chosen[layer.index] or rule
-    result = [
-        _completed(rule, masks.get(layer.index, ()), layer)
-        for rule, layer in zip(chosen, layers, strict=True)
-    ]
+                masks.setdefault(layer.index, []).append(rule)
+    result = []
+    for rule, layer in zip(chosen, layers, strict=True):
+        own = rule or _default(layer)
+        for mask in masks.get(layer.index, ()):
+            own = mask.over(own)
+        result.append(own)
     _warn_without_relu(result, layers)
     _warn_of_parts(result, layers)
     return result, conditions
+
+
+_AT_OUTPUT = frozenset({"embedding", "custom"})  # layers that no rule stands in front of
+
+
+def _fitting(rule: Rule, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers that a rule goes to which is given alone: those of its kinds."""
+    kinds = unmasked(rule).kinds
+    found = [layer for layer in layers if layer.kind in kinds and serves(rule, layer)]
+    if not found and not kinds & AFFINE:
+        raise RuleError(_idle(rule, layers))
+    return found
 
 
 def _is_condition(rule: Rule) -> TypeGuard[Mask]:
@@ -154,20 +169,11 @@ def _is_condition(rule: Rule) -> TypeGuard[Mask]:
     return isinstance(unmasked(rule), Mask)
 
 
-def _completed(rule: Rule | None, masks: Sequence[Mask], layer: Layer) -> Rule:
-    if rule is not None and _is_condition(rule):  # given alone, or by a callable
-        rule, masks = None, (*masks, rule)
-    result = rule or _default(layer)
-    for mask in masks:
-        result = mask.over(result)
-    return result
-
-
-def _places(selector: Any, named: Sequence[str]) -> list[int]:
+def _places(selector: Any, named: Sequence[tuple[str, ...]]) -> list[int]:
     """Values that a glob names, where no layer has that name."""
     if not isinstance(selector, str):
         return []
-    return [place for place, name in enumerate(named) if matches(selector, (name,))]
+    return [place for place, own in enumerate(named) if matches(selector, own)]
 
 
 def _warn_of_parts(rules: Sequence[Rule], layers: Sequence[Layer]) -> None:
@@ -218,23 +224,28 @@ def _idle(rule: Rule, layers: Sequence[Layer]) -> str:
 
 
 def _entries(rules: Any) -> list[tuple[Any, Any, bool]]:
-    """Selectors, each with a rule or a callable ``layer -> rule``, and whether it is strict."""
+    """Selectors, each with its rule, and whether it is strict.
+
+    None in the place of a selector: the rule goes to its kinds, or is a callable ``layer -> rule``.
+    """
+    if isinstance(rules, type):
+        raise RuleError(f"{rules!r} is a class, not a rule.\n  Did you mean {rules.__name__}()?")
+    if isinstance(rules, Rule):
+        return [(None, rules, False)]
     if isinstance(rules, Composite):
         return [(selector, rule, rules.strict) for selector, rule in rules.entries]
     if isinstance(rules, Mapping):
         return _entries(Composite(tuple(rules.items())))
+    if getattr(rules, "__module__", "") == "relax.composites" and callable(rules):
+        raise RuleError(f"{rules!r} makes a composite.\n  Did you mean {rules.__name__}()?")
+    if callable(rules):
+        return [(None, rules, False)]
     if isinstance(rules, Sequence) and not isinstance(rules, str):
         entries: list[tuple[Any, Any, bool]] = []
         for item in rules:
-            if isinstance(item, Rule):
-                entries.append((select.anything, item, True))
-            elif isinstance(item, Composite):
-                entries += _entries(item)
-            elif callable(item) and not isinstance(item, type):
-                entries.append((None, item, False))
-            else:
-                one: Any = item
-                entries += _entries(Composite((one,)))
+            pair: Any = item
+            nested = isinstance(item, (Rule, Composite, Mapping, list)) or callable(item)
+            entries += _entries(item if nested else Composite((pair,)))
         return entries
     raise RuleError(
         f"`rules` must be a rule, a composite, a mapping or list of (selector, rule), or a "
@@ -262,7 +273,11 @@ def _called(rules: Callable[[Layer], Any], layer: Layer) -> Rule | None:
 
 
 def _meant(
-    selector: Any, rule: Rule, strict: bool, layers: Sequence[Layer], named: Sequence[str]
+    selector: Any,
+    rule: Rule,
+    strict: bool,
+    layers: Sequence[Layer],
+    named: Sequence[tuple[str, ...]],
 ) -> list[Layer]:
     """The layers that an entry gives its rule to."""
     test = select.predicate(selector)
@@ -270,7 +285,7 @@ def _meant(
     if not matched:
         places = _places(selector, named)
         if strict and not (places and _is_condition(rule)):
-            raise UnmatchedSelectorError(_unmatched(test.name, layers, bool(places)))
+            raise UnmatchedSelectorError(_unmatched(test.name, rule, layers, named, bool(places)))
         return []
     kinds = unmasked(rule).kinds
     meant = [layer for layer in matched if layer.kind in kinds and serves(rule, layer)]
@@ -281,13 +296,21 @@ def _meant(
     return meant
 
 
-def _unmatched(name: str, layers: Sequence[Layer], is_value: bool) -> str:
+def _unmatched(
+    name: str,
+    rule: Rule,
+    layers: Sequence[Layer],
+    named: Sequence[tuple[str, ...]],
+    is_value: bool,
+) -> str:
     if is_value:
         return message(
             f"The selector {name} matches no layer, but a value named by checkpoint_name",
             remedy="A value takes relax.rules.Mask(mask), without a rule.",
         )
     known = [path for layer in layers for path in (layer.label, layer.weight_path)]
+    if _is_condition(rule):
+        known += [own[-1] for own in named]
     close = ", ".join(repr(path) for path in nearest(name.strip("'"), known))
     return message(
         f"The selector {name} matches no layer",

@@ -6,26 +6,26 @@ the axis of its rounds in front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
 from relax import select
+from relax._assign import Conditions
 from relax._errors import ArgumentError, UnmatchedSelectorError, message
 from relax._graph import Layer
 from relax._joint import beside
 from relax._paths import matches, nearest
 from relax._recognize.joint import JointDetails
 from relax._rounds import Tap
-from relax._sections import Section
-from relax.rules import Mask
+from relax._sections import Named, Section
 
 
 def latent(
     at: Any,
     standing: Sequence[tuple[Section, Layer]],
-    named: Sequence[tuple[Section, str, int]],
+    named: Sequence[Named],
 ) -> dict[str, list[Tap]]:
     """The taps of every path; a layer of several outputs has one for each.
 
@@ -40,14 +40,10 @@ def latent(
     for selector in (at,) if isinstance(at, str) or callable(at) else tuple(at):
         test = select.predicate(selector)
         own = [(section, layer) for section, layer in standing if test(layer)]
-        values = [
-            (section, name, value)
-            for section, name, value in named
-            if isinstance(selector, str) and matches(selector, (name,))
-        ]
+        values = [n for n in named if isinstance(selector, str) and matches(selector, n.addresses)]
         if not own and not values:
             known = [p for layer in layers for p in (layer.label, layer.weight_path)]
-            known += [name for _, name, _ in named]
+            known += [n.label for n in named]
             close = ", ".join(repr(path) for path in nearest(test.name.strip("'"), known))
             raise UnmatchedSelectorError(
                 message(
@@ -60,42 +56,43 @@ def latent(
             joint = isinstance(layer.details, JointDetails)
             outputs = layer.outputs if joint else layer.outputs[:1]
             found[layer.label] = [(id(section), value) for value in outputs]
-        for section, name, value in values:
-            _refuse_mapped(section, test.name, "", name)
-            _refuse_inside(section, name, value)
-            label, count = name, 0
-            while label in found and found[label] != [(id(section), value)]:
-                count += 1
-                label = f"{name}#{count}"
-            found[label] = [(id(section), value)]
+        for one in values:
+            _refuse_mapped(one.section, test.name, one.where, one.label)
+            _refuse_inside(one)
+            found[one.label] = [(id(one.section), one.value)]
     return found
 
 
 def conditions(
-    masks: Mapping[int, Sequence[Mask]], named: Sequence[tuple[Section, str, int]]
+    masks: Conditions, standing: Sequence[tuple[Section, Layer]], named: Sequence[Named]
 ) -> dict[Tap, list[Any]]:
-    """The masks at named values.
+    """The masks at values: those that have a name, and the outputs of layers.
 
     Raises:
       ArgumentError: a value stands in the middle of a layer.
     """
     found: dict[Tap, list[Any]] = {}
-    for place, given in masks.items():
-        section, name, value = named[place]
-        _refuse_inside(section, name, value)
-        found[id(section), value] = [array for mask in given for array in mask.masks()]
+    for place, given in masks.on_values.items():
+        _refuse_inside(named[place])
+        tap = id(named[place].section), named[place].value
+        found[tap] = [array for mask in given for array in mask.masks()]
+    for section, layer in standing:
+        given = masks.on_layers.get(layer.index)
+        if given:
+            arrays = [array for mask in given for array in mask.masks()]
+            found |= {(id(section), value): arrays for value in layer.outputs}
     return found
 
 
-def _refuse_inside(section: Section, name: str, value: int) -> None:
+def _refuse_inside(named: Named) -> None:
     """A value in the middle of a layer has no relevance: the rule acts on the layer as a whole."""
-    for layer in section.layers:
+    for layer in named.section.layers:
         for index in layer.owned:
-            equation = section.graph.equations[index]
-            if value in equation.outputs and value not in layer.outputs:
+            equation = named.section.graph.equations[index]
+            if named.value in equation.outputs and named.value not in layer.outputs:
                 raise ArgumentError(
                     message(
-                        f"`{name}` is a value in the middle of the {layer.kind} layer "
+                        f"`{named.label}` is a value in the middle of the {layer.kind} layer "
                         f"`{layer.name}`, which takes relevance as a whole",
                         where=equation.where,
                         path=layer.label,

@@ -64,16 +64,22 @@ class Program:
         self.section = section
         standing = list(section.every())
         self.layers = [layer for _, layer in standing]
-        named = list(section.named())
-        self.rules, masks = assign(rules, self.layers, [name for _, name, _ in named])
+        named = section.named()
+        self.rules, masks = assign(rules, self.layers, [n.addresses for n in named])
         self.latent = latent(at, standing, named)
         self._check_dependence(explained, outputs)
         self.in_relevance = in_relevance
-        self.latent_values: dict[str, jax.Array] = {}  # once it was run
+        # Once it was run: what stands at the places of `at`, what arrived there as it travels, and
+        # the function that propagates a part of that onward: from (path, mask), all else zero.
+        self.latent_values: dict[str, jax.Array] = {}
+        self.messages: dict[Tap, jax.Array] = {}
+        self.onward: Callable[[str, jax.Array], tuple[Any, Any]]
         self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
         given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
         self.currencies = find_currencies(section, self.rules, given)
-        at_values = conditions(masks, named)
+        at_values = conditions(masks, standing, named)
+        self.conditions = [(named[i], rules) for i, rules in masks.on_values.items()]
+        self.at_outputs = [(self.layers[i], rules) for i, rules in masks.on_layers.items()]
         self.rewritten = Rewritten(
             section, self.rules, self.currencies, masks=at_values, counts=counts
         )
@@ -151,8 +157,13 @@ class Program:
             return jnp.zeros_like(aval)
         return jnp.zeros((*section.lengths, *aval.shape), aval.dtype)
 
-    def run(self, exact_value: bool) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any]]]:
-        """The value, the auxiliary output, and the function that propagates its seeds."""
+    def run(
+        self, exact_value: bool, restarts: bool = False
+    ) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any]]]:
+        """The value, the auxiliary output, and the function that propagates its seeds.
+
+        ``restarts``: whether `onward` will be called.
+        """
         traced, graph, rewritten = self.traced, self.graph, self.rewritten
         for name, leaf in zip(traced.names, traced.leaves, strict=True):
             if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -184,7 +195,9 @@ class Program:
             shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
             known = dict(zip((*taps, *blank), (*probes, *counters), strict=True)) | rounds
             outputs, seen = rewritten(consts, arguments, known, shadows)
-            return [outputs[i] for i in carried], (outputs, [seen[tap] for tap in taps])
+            values = [seen[tap] for tap in taps]
+            ends = [outputs[i] for i in carried], values if restarts else []
+            return ends, (outputs, values)
 
         inputs = [leaves[i] for i in moving]
         _, pull_back, (outputs, seen) = jax.vjp(
@@ -201,15 +214,8 @@ class Program:
         aux = traced.rebuild_aux(extra)
         of = self.currencies.of
 
-        def relprop(seeds: Any) -> tuple[Any, Any]:
-            flat = jax.tree.leaves(seeds)
-            messages = []
-            for i in carried:
-                seed = flat[i]
-                if of[carrying[i]] == "relevance" and not self.in_relevance:
-                    seed = seed * outputs[i]
-                messages.append(seed)
-            at_inputs, at_probes, at_tokens, totals = pull_back(messages)
+        def finish(ends: Any, starts: Sequence[Any]) -> tuple[tuple[Any, Any], Any]:
+            at_inputs, at_probes, at_tokens, totals = pull_back((ends, starts))
             self.totals = dict(zip(blank, totals, strict=True))
             relevance: dict[int, Any] = {
                 i: _relevance(of[graph.inputs[i]], leaves[i], c)
@@ -221,9 +227,47 @@ class Program:
                 tap: _relevance(self.of_section[tap[0]][1].of[tap[1]], x, c)
                 for tap, x, c in zip(taps, seen, at_probes, strict=True)
             }
-            return traced.rebuild(parts), self._by_path(found)
+            return (traced.rebuild(parts), self._by_path(found)), at_probes
 
+        def relprop(seeds: Any) -> tuple[Any, Any]:
+            flat = jax.tree.leaves(seeds)
+            ends = []
+            for i in carried:
+                seed = flat[i]
+                if of[carrying[i]] == "relevance" and not self.in_relevance:
+                    seed = seed * outputs[i]
+                ends.append(seed)
+            starts = [jnp.zeros_like(x) for x in seen] if restarts else []
+            found, messages = finish(ends, starts)
+            self.messages = dict(zip(taps, messages, strict=True))
+            return found
+
+        def onward(path: str, mask: jax.Array) -> tuple[Any, Any]:
+            pieces = self._pieces(path, mask)
+            starts = [
+                (self.messages[tap] * pieces[tap]).astype(x.dtype)
+                if tap in pieces
+                else jnp.zeros_like(x)
+                for tap, x in zip(taps, seen, strict=True)
+            ]
+            ends = [jnp.zeros_like(outputs[i]) for i in carried]
+            return finish(ends, starts)[0]
+
+        self.onward = onward
         return value, aux, relprop
+
+    def _pieces(self, path: str, mask: jax.Array) -> dict[Tap, jax.Array]:
+        """A mask of what stands at a path, for each of the values that are put together there."""
+        taps = self.latent[path]
+        if len(taps) == 1:
+            return {taps[0]: mask}
+        put = lambda parts: self._by_path(dict(zip(taps, parts, strict=True)) | rest)[path]
+        rest = {t: self._probe(t) for parts in self.latent.values() for t in parts if t not in taps}
+        parts = [self._probe(tap) for tap in taps]
+        whole = jax.eval_shape(put, parts)
+        _, transpose = jax.vjp(put, parts)  # a permutation: its transpose takes it apart again
+        (found,) = transpose(jnp.broadcast_to(mask, whole.shape).astype(whole.dtype))
+        return dict(zip(taps, found, strict=True))
 
     def _by_path(self, found: dict[Tap, jax.Array]) -> dict[str, jax.Array]:
         """Arrays at the places that `at` names, by path."""

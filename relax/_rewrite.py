@@ -99,10 +99,10 @@ class Rewritten:
             rule = self.rules[layer.index]
             yield from stacked(self.section, layer.index, rule, layer.where, layer.label)
         for index, equation in enumerate(self.graph.equations):
-            if equation.outputs and (id(self.section), equation.outputs[0]) in self.masks:
-                masks = self.masks[id(self.section), equation.outputs[0]]
-                unit = ("equation", index)
-                yield from stacked(self.section, unit, masks, equation.where, equation.scope)
+            for value in equation.outputs:
+                masks = self.masks.get((id(self.section), value), [])
+                where = equation.where if masks else ""
+                yield from stacked(self.section, ("value", value), masks, where, equation.scope)
             for body in self.inner.get(index, ()):
                 yield from body.rounds()
 
@@ -174,9 +174,9 @@ class Rewritten:
             return x if total is None or not self.tracked[value] else counted(currency, x, total)
 
         def condition(unit: Any, value: int, x: Any) -> Any:
-            place = id(self.section)
-            total = pending.get((place, ("mask", unit)))
-            for mask in of_round(self.section, unit, self.masks.get((place, value), []), pending):
+            total = pending.get((id(self.section), ("mask", unit)))
+            masks = self.masks.get((id(self.section), value), [])
+            for mask in of_round(self.section, ("value", value), masks, pending):
                 x = masked(of[value], x, fitting(mask, x), total)
             return x
 
@@ -206,6 +206,7 @@ class Rewritten:
                 if layer.closing == index:
                     made = self._layer(layer, index, read, count, pending)
                     for value, x in zip(layer.outputs, made, strict=True):
+                        x = condition(layer.index, value, x)
                         write(value, count(("out", layer.index), value, x, of[value]))
                     self._decisions(layer, equation, env)
                 continue

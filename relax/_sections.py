@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from jax.extend.core.primitives import name_p
 
@@ -17,6 +18,25 @@ from relax._recognize import AFFINE, Facts, find_layers
 from relax._recognize.joint import JointDetails, weights
 
 _NAMED_BY_WEIGHT = AFFINE | {"embedding"}
+
+
+class Named(NamedTuple):
+    """A value with a name of `jax.ad_checkpoint.checkpoint_name`.
+
+    Attributes:
+      section, value: where it is.
+      name: with its scope; ``label``: with ``#n`` for the n-th further value of that name, and
+        told apart from a layer of the same path.
+      addresses: everything a glob is matched against.
+      where: the user's file and line.
+    """
+
+    section: Section
+    value: int
+    name: str
+    label: str
+    addresses: tuple[str, ...]
+    where: str
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -39,15 +59,28 @@ class Section:
     sharded: bool
     names: dict[int, str]
 
-    def named(self) -> Iterator[tuple[Section, str, int]]:
-        """Values that carry relevance and a name of `jax.ad_checkpoint.checkpoint_name`."""
+    def named(self) -> list[Named]:
+        """Values that carry relevance and have a name, in order of evaluation."""
+        seen: dict[str, int] = {}
+        taken = {layer.label for _, layer in self.every()}
+        found = []
+        for section, value, name, where in self._names():
+            occurrence = seen.get(name, 0)
+            seen[name] = occurrence + 1
+            label = f"{name}#{occurrence}" if occurrence else name
+            label = f"{label} (value)" if label in taken else label
+            own = (name, f"{name}#{occurrence}", label)
+            found.append(Named(section, value, name, label, own, where))
+        return found
+
+    def _names(self) -> Iterator[tuple[Section, int, str, str]]:
         for index, equation in enumerate(self.graph.equations):
             (value, *_) = equation.outputs or (-1,)
             if equation.primitive is name_p and self.facts.tracked[value]:
                 scope = f"{equation.scope}/" if equation.scope else ""
-                yield self, f"{scope}{equation.params['name']}", value
+                yield self, value, f"{scope}{equation.params['name']}", equation.where
             for section in self.inner.get(index, ()):
-                yield from section.named()
+                yield from section._names()
 
     def values(self) -> Iterator[tuple[int, int]]:
         """All values of the tree in evaluation order, each with the identity of its section."""

@@ -333,6 +333,8 @@ def _account(program: Program, value: Any, explained: Any, received: Any) -> Led
     for place, section, unit, layer, causes in program.accounts:
         rounds = len(section.lengths)
         found = {kind: program.totals[place, (kind, unit)] for kind in ("out", "in", *causes)}
+        if layer is not None and layer.kind == "embedding":
+            found["in"] = found["out"] - found["mask"]  # all of it is the tokens'
         if layer is not None:
             rule = program.rules[layer.index]
             rest = "" if _tells(rule, layer.kind) else _REST.get(layer.kind, "rule")

@@ -109,6 +109,8 @@ def layers(
 
     Returns:
       A function of the arguments of ``fun`` (jax.ShapeDtypeStruct will do) that returns a `Plan`.
+      Conditions at values that have a name, or behind a layer that no rule stands in front of, are
+      rows at its end.
 
     Example:
       >>> import jax, jax.numpy as jnp, relax
@@ -121,6 +123,8 @@ def layers(
 
     def planned(*args: Any, **kwargs: Any) -> Plan:
         program = Program(fun, rules, argnums, None, has_aux, args, kwargs)
+        for _ in program.rewritten.rounds():
+            pass  # values for each round that do not fit are an error here as well
         return Plan(
             [
                 Row(
@@ -137,6 +141,40 @@ def layers(
                 )
                 for layer, rule in zip(program.layers, program.rules, strict=True)
             ]
+            + list(_conditions(program))
         )
 
     return planned
+
+
+def _conditions(program: Program) -> Iterator[Row]:
+    for named, masks in program.conditions:
+        shape = (named.section.graph.shape(named.value),)
+        of = program.of_section[id(named.section)][1].of[named.value]
+        for mask in masks:
+            yield Row(
+                named.label,
+                "named value",
+                "named value",
+                shape,
+                shape,
+                "",
+                mask,
+                of,
+                False,
+                named.where,
+            )
+    for layer, masks in program.at_outputs:
+        for mask in masks:
+            yield Row(
+                layer.label,
+                "output",
+                layer.name,
+                layer.out_shapes,
+                layer.out_shapes,
+                layer.weight_path,
+                mask,
+                program.gives(layer),
+                False,
+                layer.where,
+            )

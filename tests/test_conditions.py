@@ -258,6 +258,55 @@ def test_the_plan_shows_it(w, x):
     assert "Gamma(PerRound(float32[4]))" in str(relax.layers(scanned, rule)(w, x))
 
 
+def test_at_embeddings_and_functions_with_a_rule_of_their_own(p, x, mask):
+    """Where no rule stands in front, the mask acts at the output; the account closes."""
+    ids = jnp.array([[1, 2], [0, 4]])
+    text = lambda p, ids: jnp.tanh(p["stem"][ids]).sum(1) @ p["hidden"]
+    from_vectors = lambda v: jnp.tanh(v).sum(1) @ p["hidden"]
+    features = jnp.linspace(-1, 1, 6)
+    given = {select.embedding: rules.Mask(features)}
+    at_vectors = relax.lrp(from_vectors)(p["stem"][ids])
+    want = (features[None, None] * at_vectors).sum(-1)
+    np.testing.assert_allclose(relax.lrp(text, given)(p, ids), want, rtol=1e-9)
+    _, account = relax.ledger(text, given)(p, ids)
+    np.testing.assert_allclose(account.rounding, 0, atol=1e-12)
+    np.testing.assert_allclose(account.by_cause()["mask"], (at_vectors.sum() - want.sum()), rtol=1e-9)
+
+    @relax.custom_relprop
+    def doubled(h):
+        return 2 * h
+
+    doubled.defrelprop(lambda h: (2 * h, None), lambda _, relevance: (relevance,))
+    own = lambda p, x: doubled(lower(p, x)) @ p["head"]
+    plain = lambda p, x: (2 * lower(p, x)) @ p["head"]
+    got = relax.lrp(own, {select.custom: rules.Mask(mask)})(p, x)
+    want = relax.lrp(plain, {"hidden": rules.Mask(mask)})(p, x)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_values_of_one_name_are_told_apart(p, x, mask):
+    """The label that `at=` shows names one of them again, also in the plan and in errors."""
+
+    def twice(p, x):
+        h = checkpoint_name(jax.nn.relu(x @ p["stem"]), "h")
+        return checkpoint_name(jax.nn.relu(h @ p["hidden"]), "h") @ p["head"]
+
+    both = relax.lrp(twice, at="h")(p, x)[1]
+    assert list(both) == ["h", "h#1"]
+    assert list(relax.lrp(twice, at="h#1")(p, x)[1]) == ["h#1"]
+    assert list(relax.lrp(twice, at="h#0")(p, x)[1]) == ["h"]
+    second = relax.lrp(twice, {"h#1": rules.Mask(mask)})(p, x)
+    head = lambda h: h @ p["head"]
+    stem = lambda x: jax.nn.relu(jax.nn.relu(x @ p["stem"]) @ p["hidden"])
+    (want,) = relax.vrp(stem, x)[1](mask[None] * relax.lrp(head)(stem(x)))
+    np.testing.assert_allclose(second, want, rtol=1e-7)
+    plan = str(relax.layers(twice, {"h#1": rules.Mask(mask)})(p, x))
+    assert "named value" in plan
+    assert "Mask(float64[4])" in plan
+    with pytest.raises(relax.UnmatchedSelectorError, match="'h#1'"):
+        relax.lrp(twice, {"h#7": rules.Mask(mask)})(p, x)
+
+
 # Errors
 
 
@@ -284,9 +333,7 @@ def test_errors(p, x, w, mask):
         relax.lrp(named, {"concepts": rules.Mask(rules.PerRound(mask))})(p, x)
     with pytest.raises(relax.RuleError, match=r"\(3,\).*scans of \(4,\)"):
         relax.lrp(scanned, rules.Gamma(rules.PerRound(jnp.ones(3))))(w, x)
+    with pytest.raises(relax.RuleError, match="expected an array"):
+        rules.Mask(lambda z: z)
     with pytest.raises(relax.HyperparameterError, match="at least 0"):
         rules.Gamma(rules.PerRound(-jnp.ones(3)))
-    ids = jnp.array([[1, 2]])
-    text = lambda p, ids: p["stem"][ids].sum(1) @ p["hidden"]
-    with pytest.raises(relax.RuleError, match="cannot serve the embedding"):
-        relax.lrp(text, {select.embedding: rules.Mask(1.0)})(p, ids)

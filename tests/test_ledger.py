@@ -376,6 +376,20 @@ def test_as_a_picture(p, x):
     plt.close(few.figure)
 
 
+def test_of_tokens(rng):
+    """The look-up hands all that arrives to the ids, in a batch and for each sample of a vmap."""
+    table, w = jnp.asarray(rng.normal(size=(7, 6))), jnp.asarray(rng.normal(size=(6, 4)))
+    network = lambda ids: jnp.tanh(table[ids]).mean(1) @ w
+    ids = jnp.array([[1, 2, 3], [0, 4, 4]])
+    relevance, account = relax.ledger(network, rules.Epsilon(0.1), target=1)(ids)
+    np.testing.assert_allclose(account.rounding, 0, atol=1e-12)
+    np.testing.assert_allclose(account.received, relevance.sum(), rtol=1e-12)
+    (embedding,) = [entry for entry in account if entry.kind == "embedding"]
+    np.testing.assert_allclose(embedding.into, relevance.sum(), rtol=1e-12)
+    one = jax.vmap(lambda ids: relax.ledger(network, rules.Epsilon(0.1), target=1)(ids[None])[1])
+    np.testing.assert_allclose(one(ids).rounding, 0, atol=1e-12)
+
+
 def test_inside_of_a_shard_map_is_refused(x):
     mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=P("i"), out_specs=P("i"))

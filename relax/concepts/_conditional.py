@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from relax import _target
 from relax._program import Program
 from relax.concepts._places import flat_concepts, the_place
 from relax.rules import Epsilon
 from relax.sweeps import sweep
-from relax.transform import lrp
 
 
 def crp(
@@ -28,13 +28,13 @@ def crp(
     target: Any = None,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    r"""As `lrp`, but through each concept of a layer by itself: concept relevance propagation.
+    r"""As `lrp`, but through each concept of a layer alone: concept relevance propagation.
 
-    $$R^{(c)} = \mathrm{lrp}\ \text{with}\ R_y \leftarrow m_c \odot R_y\ \text{at the layer}$$
+    $$R^{(c)} = \text{relevance of the input from}\ m_c \odot R_y\ \text{at the layer's output y}$$
 
-    A concept is an entry of the axis ``axis`` of the layer's output, such as a channel. Their
-    relevances add up to what passes the layer. The forward pass and the backward pass above the
-    layer are computed once.
+    A concept is an entry of the axis ``axis`` of the layer's output, such as a channel. All of them
+    add up to the relevance that passes the layer; what goes round it, by a residual connection, is
+    in none. The forward pass and the backward pass above the layer are computed once.
 
     Args:
       fun, rules, argnums, target, has_aux: as in `lrp`.
@@ -67,20 +67,16 @@ def crp(
 
     @functools.wraps(fun, updated=())
     def explained(*args: Any, **kwargs: Any) -> Any:
-        program = Program(fun, rules, argnums, at, has_aux, args, kwargs)
+        given = _target.gives_relevance(target)
+        program = Program(fun, rules, argnums, at, has_aux, args, kwargs, given)
         place = the_place(program, at, axis)
         chosen = jnp.arange(place.count) if concepts is None else flat_concepts(place, concepts)
-
-        def through(concept: jax.Array) -> Any:
-            conditioned = place.condition(rules, place.mask(concept))
-            return lrp(fun, conditioned, argnums=argnums, target=target, has_aux=has_aux)(
-                *args, **kwargs
-            )
-
-        found = sweep(through, batch_size=batch_size)(chosen)
-        relevance, aux = found if has_aux else (found, None)
+        value, aux, relprop = program.run(False, restarts=True)
+        relprop(_target.seeds(target, value))
+        through = lambda concept: program.onward(place.path, place.mask(concept))[0]
+        relevance = sweep(through, batch_size=batch_size)(chosen)
         if concepts is None:
             relevance = jax.tree.map(lambda r: r.reshape(*place.sizes, *r.shape[1:]), relevance)
-        return (relevance, jax.tree.map(lambda a: a[0], aux)) if has_aux else relevance
+        return (relevance, aux) if has_aux else relevance
 
     return explained

@@ -17,7 +17,6 @@ from relax._program import Program
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
 from relax.sweeps import sweep
-from relax.transform import lrp
 
 
 class Edge(NamedTuple):
@@ -81,9 +80,15 @@ class Flow:
                         relevance,
                     )
 
+    def _is_one(self) -> bool:
+        """Whether it is one graph, in numbers; under vmap it is one for each sample."""
+        leaves = jax.tree.leaves(self)
+        return np.ndim(self.total[0]) == 0 and not any(isinstance(x, Tracer) for x in leaves)
+
     def __str__(self) -> str:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
-            return f"<attribution graph of {', '.join(self.layers)}, traced>"
+        if not self._is_one():
+            what = "graphs" if np.ndim(self.total[0]) else "graph, traced"
+            return f"<attribution {what}: {', '.join(self.layers)}>"
         lines = []
         for i, path in enumerate(self.layers):
             lines.append(f"{path}: {float(self.total[i]):.4g}")
@@ -169,7 +174,7 @@ def flow(
     $$R_{c \to d} = \sum_i R^{(c)}_{di}$$
 
     where $R^{(c)}$ is the relevance at the lower layer through concept c of the upper one alone.
-    Summed over all c it is the relevance of d, unless some goes round the upper layer.
+    Summed over all c it is the relevance of d, less what goes round the upper layer.
 
     Args:
       fun, rules, argnums, target: as in `lrp`.
@@ -211,19 +216,17 @@ def flow(
                 f"flow(at={at!r}): names only {[place.path for place in places]}, and relevance "
                 "flows between two layers or more."
             )
-        value, _, pull_back = program.run(False)
-        _, latent = pull_back(_target.seeds(target, value))
+        value, _, relprop = program.run(False, restarts=True)
+        _, latent = relprop(_target.seeds(target, value))
         whole = [place.per_concept(latent[place.path]).reshape(-1) for place in places]
         concepts = [
             jax.lax.top_k(jnp.abs(r), min(width, place.count))[1]
             for r, place in zip(whole, places, strict=True)
         ]
-        options = {"argnums": argnums, "target": target}
 
         def handed(upper: Place, lower: Place) -> Callable[[jax.Array], jax.Array]:
             def through(concept: jax.Array) -> jax.Array:
-                conditioned = upper.condition(rules, upper.mask(concept))
-                _, found = lrp(fun, conditioned, at=lower.only, **options)(*args, **kwargs)
+                _, found = program.onward(upper.path, upper.mask(concept))
                 return lower.per_concept(found[lower.path]).reshape(-1)
 
             return through

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from relax import _target
 from relax._errors import ArgumentError
 from relax._program import Program
 from relax.concepts._maximization import Top
-from relax.concepts._places import flat_concepts, the_place
-from relax.transform import lrp
+from relax.concepts._places import find_places, flat_concepts, the_place
 
 
 class Reference(NamedTuple):
@@ -23,7 +23,7 @@ class Reference(NamedTuple):
       concept: its number among all of the layer.
       sample: the number of the picture in the data set.
       value: what was maximized.
-      picture: as it stands in the data set, ``(height, width, ...)``.
+      picture: as it stands in the data set, its channels last: ``(height, width[, channels])``.
       heatmap: relevance through the concept alone, ``(height, width)``.
       box: rows and columns in which it is seen: top, bottom, left, right.
     """
@@ -47,6 +47,7 @@ def references(
     axis: int | Sequence[int] = -1,
     batch_axis: int = 0,
     target: Any = None,
+    channel_axis: int = -1,
     unit: bool = False,
     share: float = 0.9,
 ) -> Callable[..., list[list[Reference]]]:
@@ -57,6 +58,7 @@ def references(
       top: of the layer, from `maximization`.
       data: ``data[i]`` is picture i as ``fun`` takes it, without the axis of the batch.
       at, concepts, axis: as in `crp`; ``batch_axis``: as in `maximization`.
+      channel_axis: of a picture that has one; the heatmap is summed over it.
       unit: whether relevance passes only where the concept is strongest; then the heatmap lies in
         the receptive field of that unit.
       share: how much of the heatmap's magnitude the crop holds, along either axis.
@@ -70,6 +72,10 @@ def references(
 
     Source: Achtibat et al. 2023, section "Relevance maximization".
     """
+    if not isinstance(top, Top):
+        raise ArgumentError(
+            "references: `top` is one layer's of a search, such as state.top[path]."
+        )
     if not 0 < share <= 1:
         raise ArgumentError(f"references(share={share!r}): expected a number above 0, up to 1.")
 
@@ -85,13 +91,24 @@ def references(
             )
         program = Program(fun, rules, -1, at, False, (*leading, example), {})
         place = the_place(program, at, axis, batch_axis)
+        if top.samples.shape[:-1] != place.sizes:
+            raise ArgumentError(
+                f"references: `top` has concepts {top.samples.shape[:-1]}, and `{place.path}` has "
+                f"{place.sizes} along axis {axis}."
+            )
+        given = _target.gives_relevance(target)
 
         @jax.jit
         def explain(leading: Any, batch: Any, concept: Any, positions: Any) -> jax.Array:
-            mask = place.unit(concept, positions) if unit else place.mask(concept)
-            relevance = lrp(fun, place.condition(rules, mask), target=target)(*leading, batch)
-            return relevance.sum(-1) if relevance.ndim == 4 else relevance
+            program = Program(fun, rules, -1, at, False, (*leading, batch), {}, given)
+            (here,) = find_places(program, axis, batch_axis)
+            value, _, relprop = program.run(False, restarts=True)
+            relprop(_target.seeds(target, value))
+            mask = here.unit(concept, positions) if unit else here.mask(concept)
+            relevance, _ = program.onward(here.path, mask)
+            return relevance if relevance.ndim == 3 else relevance.sum(_behind(channel_axis))
 
+        last = lambda x: x if x.ndim == 2 else np.moveaxis(x, channel_axis, -1)
         rows = []
         for concept in np.asarray(flat_concepts(place, concepts)):
             values, samples, positions = (
@@ -106,13 +123,20 @@ def references(
             each = zip(samples[there], values[there], batch, heatmaps, strict=True)
             rows.append(
                 [
-                    Reference(int(concept), int(i), float(value), x, r, bounding_box(r, share))
+                    Reference(
+                        int(concept), int(i), float(value), last(x), r, bounding_box(r, share)
+                    )
                     for i, value, x, r in each
                 ]
             )
         return rows
 
     return found
+
+
+def _behind(axis: int) -> int:
+    """An axis of a picture as one of a batch of them."""
+    return axis if axis < 0 else axis + 1
 
 
 def bounding_box(heatmap: np.ndarray, share: float) -> tuple[int, int, int, int]:
@@ -152,10 +176,12 @@ def gallery(
       A figure of matplotlib, which is needed.
 
     Raises:
-      ArgumentError: there is nothing to draw.
+      ArgumentError: there is nothing to draw, or not a name for each row.
     """
     if not any(rows):
         raise ArgumentError("gallery: there are no references.")
+    if names is not None and len(names) != len(rows):
+        raise ArgumentError(f"gallery: {len(names)} names for {len(rows)} rows.")
     import matplotlib.pyplot as plt
 
     columns = max(len(row) for row in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import operator
 from typing import Any
 
 import jax
@@ -12,11 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from relax import select
-from relax._assign import before
 from relax._errors import ArgumentError
 from relax._program import Program
-from relax.rules import Mask, PerRound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +26,6 @@ class Place:
       axes: which of them tell the concepts apart: all rounds, and those that were asked for.
       batch: the axis of the samples.
       rounds: how many scans it stands in.
-      is_layer: otherwise it is a named value.
     """
 
     path: str
@@ -37,7 +33,6 @@ class Place:
     axes: tuple[int, ...]
     batch: int
     rounds: int
-    is_layer: bool
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -48,38 +43,29 @@ class Place:
     def count(self) -> int:
         return math.prod(self.sizes)
 
-    def mask(self, concept: Any) -> Mask:
-        """The condition that only one concept passes; ``concept``: its place in all, flat."""
-        return self._passing(self._index(concept))
+    def mask(self, concept: Any) -> jax.Array:
+        """1 at one concept, else 0; ``concept``: its place in all, flat."""
+        return self._hits(self._index(concept))
 
-    def unit(self, concept: Any, positions: Any) -> Mask:
-        """The condition that one concept passes at one position, in each sample at another."""
+    def unit(self, concept: Any, positions: Any) -> jax.Array:
+        """1 at one concept at one position, in each sample at another."""
         rest = self._rest(keep_batch=True)
         index = jnp.unravel_index(positions, tuple(self.shape[axis] for axis in rest))
-        return self._passing(self._index(concept) | dict(zip(rest, index, strict=True)))
+        return self._hits(self._index(concept) | dict(zip(rest, index, strict=True)))
 
     def _index(self, concept: Any) -> dict[int, Any]:
         return dict(zip(self.axes, jnp.unravel_index(concept, self.sizes), strict=True))
 
-    def _passing(self, index: dict[int, Any]) -> Mask:
-        """Passes where the axes have these indices, a number or one for each sample.
-
-        Of a scan only the round that is meant is masked: what else is in the others passes.
-        """
-        mask, other = jnp.ones((1,) * len(self.shape)), jnp.zeros((1,) * len(self.shape), bool)
+    def _hits(self, index: dict[int, Any]) -> jax.Array:
+        """1 where the axes have these indices, a number or one for each sample."""
+        mask = jnp.ones((1,) * len(self.shape))
         for axis, chosen in index.items():
             chosen = jnp.asarray(chosen)
-            line = [1] * len(self.shape)
+            line, each = [1] * len(self.shape), [1] * len(self.shape)
             line[axis] = self.shape[axis]
-            each = [1] * len(self.shape)
             each[self.batch] = chosen.size
-            hit = jnp.arange(self.shape[axis]).reshape(line) == chosen.reshape(each)
-            if axis < self.rounds:
-                other = other | ~hit
-            else:
-                mask = mask * hit
-        mask = jnp.where(other, 1, mask)
-        return Mask(PerRound(mask)) if self.rounds else Mask(mask)
+            mask = mask * (jnp.arange(self.shape[axis]).reshape(line) == chosen.reshape(each))
+        return mask
 
     def _rest(self, keep_batch: bool) -> tuple[int, ...]:
         """Axes of neither concepts nor, perhaps, samples."""
@@ -96,28 +82,18 @@ class Place:
         x = jnp.transpose(x, (self.batch, *self.axes, *rest))
         return x.reshape(x.shape[0], self.count, -1)
 
-    @property
-    def only(self) -> Any:
-        """A selector of this place alone."""
-        return select.only(self.path) if self.is_layer else self.path
 
-    def condition(self, rules: Any, mask: Mask) -> list[Any]:
-        """Rules, with a mask at this place in front."""
-        return before([(self.only, mask)], rules)
-
-
-def find_places(program: Program, axis: int | Sequence[int], batch_axis: int = 0) -> list[Place]:
+def find_places(program: Program, axis: Any, batch_axis: int = 0) -> list[Place]:
     """The places that ``at=`` of a program names, in order of evaluation.
 
     Raises:
       ArgumentError: a value does not have these axes.
     """
-    labels = {layer.label for layer in program.layers}
     shapes, places = program.shapes(), []
+    wanted = _integers("axis", axis)
     for path in program.in_order():
         shape, rounds = tuple(shapes[path].shape), program.rounds_of(path)
         own = len(shape) - rounds
-        wanted = (axis,) if isinstance(axis, int) else tuple(axis)
         for each in (*wanted, batch_axis):
             if not -own <= each < own:
                 raise ArgumentError(
@@ -125,11 +101,22 @@ def find_places(program: Program, axis: int | Sequence[int], batch_axis: int = 0
                 )
         axes = tuple(rounds + each % own for each in wanted)
         batch = rounds + batch_axis % own
-        places.append(Place(path, shape, (*range(rounds), *axes), batch, rounds, path in labels))
+        if len(set(axes)) < len(axes):
+            raise ArgumentError(f"axis={axis}: one axis of `{path}` is named twice.")
+        places.append(Place(path, shape, (*range(rounds), *axes), batch, rounds))
     return places
 
 
-def the_place(program: Program, at: Any, axis: int | Sequence[int], batch_axis: int = 0) -> Place:
+def _integers(name: str, given: Any) -> tuple[int, ...]:
+    """One integer or several."""
+    many = given if isinstance(given, (tuple, list)) else (given,)
+    try:
+        return tuple(operator.index(each) for each in many)
+    except TypeError:
+        raise ArgumentError(f"{name}={given!r}: expected an integer, or several.") from None
+
+
+def the_place(program: Program, at: Any, axis: Any, batch_axis: int = 0) -> Place:
     """The one place that ``at`` names.
 
     Raises:
@@ -137,7 +124,9 @@ def the_place(program: Program, at: Any, axis: int | Sequence[int], batch_axis: 
     """
     if len(program.latent) != 1:
         found = ", ".join(repr(path) for path in program.latent) or "none"
-        raise ArgumentError(f"at={at!r} should name one layer or value, and names {found}.")
+        first = next(iter(program.latent), "")
+        hint = f' The first alone is "{first}#0".' if f"{first}#1" in program.latent else ""
+        raise ArgumentError(f"at={at!r} should name one layer or value, and names {found}.{hint}")
     (place,) = find_places(program, axis, batch_axis)
     return place
 
@@ -153,6 +142,8 @@ def flat_concepts(place: Place, concepts: Any) -> jax.Array:
     """
     sizes = place.sizes
     given = concepts if isinstance(concepts, Tracer) else np.asarray(concepts)
+    if jnp.issubdtype(given.dtype, jnp.integer) and given.dtype.itemsize < 4:
+        given = given.astype(np.int32)  # a small type may not hold the number of concepts
     expected = "(K,)" if len(sizes) == 1 else f"(K, {len(sizes)})"
     rows = given.reshape(-1, 1) if len(sizes) == 1 and given.ndim == 1 else given
     if not jnp.issubdtype(given.dtype, jnp.integer) or rows.ndim != 2:

@@ -238,7 +238,7 @@ def describe(rule: Any) -> str:
 
 
 def _is_default(default: Any, value: Any) -> bool:
-    return (
+    return (value is None and default is None) or (
         isinstance(value, (int, float, str, bool))
         and type(value) is type(default)
         and (value == default)

@@ -180,9 +180,11 @@ class Mask(Rule):
     rule: Rule | None = None
 
     kinds = AFFINE
-    serves = ANYTHING - {"custom"}
+    serves = ANYTHING | {"embedding"}
 
     def __post_init__(self) -> None:
+        if callable(self.mask):
+            raise RuleError(f"Mask({self.mask!r}): expected an array, or a number.")
         if self.rule is not None and not isinstance(self.rule, Rule):
             raise RuleError(f"Mask(mask, rule={self.rule!r}): expected a rule such as Epsilon().")
 
