@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.errors import InconclusiveDimensionOperation
 
@@ -19,6 +20,11 @@ Stabilizer = str | Callable[..., jax.Array]
 def is_number(value: Any) -> bool:
     """True for a Python number, i.e. a hyper-parameter that is known while tracing."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_count(n: Any) -> bool:
+    """A positive integer, of Python or numpy."""
+    return isinstance(n, (int, np.integer)) and not isinstance(n, bool) and bool(n > 0)
 
 
 def length(n: Any) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from relax import _target
 from relax._errors import ArgumentError
+from relax._numerics import is_count, wide
 from relax.sweeps import sweep
 
 
@@ -64,15 +65,17 @@ def sensitivity_n(
     Source: Ancona et al. 2018, section 3.1.
     """
     *leading, x = args
+    if not hasattr(x, "shape"):
+        raise ArgumentError(f"sensitivity_n: x is a {type(x).__name__}; expected one array.")
     x = jnp.asarray(x)
-    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.inexact):
+    if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ArgumentError(
             f"sensitivity_n: x has shape {x.shape} and dtype {x.dtype}; expected floats with an "
             "axis of samples and one of features."
         )
     numbers, count = _numbered(groups, x.shape[1:])
     n = max(1, count // 5) if n is None else n
-    if not 0 < n < count:
+    if not is_count(n) or n >= count:
         raise ArgumentError(f"sensitivity_n: n={n}, and a sample has {count} features.")
     if subsets < 2:
         raise ArgumentError(f"sensitivity_n: subsets={subsets}; a correlation needs two.")
@@ -82,6 +85,12 @@ def sensitivity_n(
         jnp.zeros((subsets, count), bool).at[jnp.arange(subsets)[:, None], order[:, :n]].set(True)
     )
     value = fun(*leading, x)
+    for leaf in jax.tree.leaves(value):
+        if jnp.shape(leaf)[:1] != x.shape[:1]:
+            raise ArgumentError(
+                f"sensitivity_n: an output has shape {jnp.shape(leaf)}, and x {x.shape}; the first "
+                "axis of both should be the samples."
+            )
     mask = None if _target.gives_relevance(target) else _target.seeds(target, value)
 
     def explained(value: Any) -> jax.Array:
@@ -150,10 +159,17 @@ def _numbered(groups: Any, shape: tuple[int, ...]) -> tuple[jax.Array, int]:
 
 def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
     """Pearson's, along the first axis; 0 where one of them does not vary."""
-    a, b = (v - v.mean(0, keepdims=True) for v in (a, b))
-    product = (a * a).sum(0) * (b * b).sum(0)
-    varies = product > 0
-    return jnp.where(varies, (a * b).sum(0) / jnp.sqrt(jnp.where(varies, product, 1)), 0)
+
+    def scaled(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        v = wide(v) - wide(v).mean(0, keepdims=True)
+        largest = jnp.abs(v).max(0, keepdims=True)  # squares of the numbers as they are may vanish
+        varies = largest > 0
+        v = v / jnp.where(varies, largest, 1)
+        norm = jnp.sqrt(jnp.where(varies, (v * v).sum(0, keepdims=True), 1))
+        return v / norm, varies[0]
+
+    (a, a_varies), (b, b_varies) = scaled(a), scaled(b)
+    return jnp.where(a_varies & b_varies, (a * b).sum(0), 0)
 
 
 __all__ = ["patches", "sensitivity_n"]

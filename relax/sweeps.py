@@ -12,6 +12,7 @@ from jax import lax
 
 from relax import _jaxpr
 from relax._errors import ArgumentError
+from relax._numerics import at_most, is_count
 
 
 def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable[..., Any]:
@@ -19,7 +20,8 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
 
     What ``fun`` computes without them is computed once, for all values and all batches: the forward
     pass in a sweep of hyper-parameters, of targets or of masks, and the backward pass above the
-    first layer that they change. Memory grows with ``batch_size``, not with the number of values.
+    first layer that they change. Memory grows with ``batch_size``, not with the number of values;
+    but with it a `lax.scan` or a checkpoint that they change anything in is run for each batch.
 
     Args:
       fun: a function of what is swept, such as ``lambda gamma: lrp(f, Gamma(gamma))(params, x)``;
@@ -44,7 +46,7 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
        [ 1.5  -0.5 ]
        [ 1.25 -0.25]]
     """
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and not is_count(batch_size):
         raise ArgumentError(f"sweep(batch_size={batch_size!r}): expected a positive integer.")
 
     @functools.wraps(fun, updated=())
@@ -52,7 +54,7 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
         leaves, tree = jax.tree.flatten(args)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         count = _length(leaves)
-        if batch_size is None or count <= batch_size:
+        if batch_size is None or at_most(count, batch_size):
             return jax.vmap(fun)(*args)
         structure: Any = None
 
@@ -61,7 +63,10 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
             results, structure = jax.tree.flatten(fun(*jax.tree.unflatten(tree, row)))
             return results
 
-        rows = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        rows = [
+            jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, weak_type=jax.typeof(leaf).weak_type)
+            for leaf in leaves
+        ]
         results, rest, fixed = _jaxpr.split(flat, rows)
         moving = lax.map(lambda row: rest(row), leaves, batch_size=batch_size)
         each = iter(moving)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from relax import select
@@ -16,6 +17,7 @@ from relax._assign import before
 from relax._errors import ArgumentError
 from relax._program import Program
 from relax.rules import PerRound
+from relax.rules.general import unmasked
 from relax.sweeps import sweep
 from relax.transform import lrp
 
@@ -63,9 +65,9 @@ def tune(
 ) -> Callable[..., Tuned]:
     """Chooses a hyper-parameter for each layer, so that the explanation scores best.
 
-    By grid: layer after layer from the output down, each value of the grid in one sweep, the best
-    is kept. By gradient, if an optimizer is given: on the logarithm of the values, so that they
-    stay positive; the best of all steps is kept.
+    By grid: layer after layer from the output down, all values of the grid in one sweep that shares
+    the forward pass, and the best is kept. By gradient, if an optimizer is given: on the logarithm
+    of the values, so that they stay positive; the best of all steps is kept.
 
     Args:
       fun, rules, argnums, target: as in `lrp`. Tuned are the layers whose rule has that
@@ -97,7 +99,7 @@ def tune(
 
     Source: Pahde et al. 2023, section 4; of gamma by layer: Montavon et al. 2019, section 10.3.
     """
-    if optimizer is None and not grid:
+    if optimizer is None and (grid is None or np.size(grid) == 0):
         raise ArgumentError("tune: the grid is empty, and there is no optimizer.")
 
     def tuned(*args: Any, **kwargs: Any) -> Tuned:
@@ -115,7 +117,7 @@ def tune(
             best, found, history = _by_grid(scored, start, jnp.asarray(grid), batch_size)
         else:
             best, found, history = _by_gradient(scored, start, optimizer, steps)
-        if not np.all(np.isfinite(np.asarray(history))):
+        if not isinstance(history, Tracer) and not np.all(np.isfinite(np.asarray(history))):
             raise ArgumentError("tune: a score is not finite.")
         return Tuned(_with(rules, program, name, best), best, found, history[0], history)
 
@@ -131,9 +133,9 @@ def _present(program: Program, name: str) -> dict[str, jax.Array]:
     }
     found = {}
     for layer, rule in zip(program.layers, program.rules, strict=True):
-        if not hasattr(rule, name):
+        if name not in _hyper_parameters(unmasked(rule)):
             continue
-        value = getattr(rule, name)
+        value = getattr(unmasked(rule), name)
         value = jnp.asarray(value.values if isinstance(value, PerRound) else value, float)
         rounds = lengths[layer.index]
         if value.ndim not in (0, len(rounds)):
@@ -152,10 +154,19 @@ def _with(rules: Any, program: Program, name: str, values: dict[str, Any]) -> li
         if layer.label in values:
             value = values[layer.label]
             value = PerRound(value) if jnp.ndim(value) else value
-            plain: Any = rule
+            plain: Any = unmasked(rule)  # conditions are put in front of it again
             changed: Any = dataclasses.replace(plain, **{name: value})
             tuned.append((select.only(layer.label), changed))
     return before(tuned, rules)
+
+
+def _hyper_parameters(rule: Any) -> set[str]:
+    """The fields of a rule that are numbers."""
+    return {
+        field.name
+        for field in dataclasses.fields(rule)
+        if not field.metadata.get("static") and not isinstance(getattr(rule, field.name), str)
+    }
 
 
 def _by_grid(

@@ -8,7 +8,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 import relax
-from relax import composites, concepts, rules
+from relax import composites, concepts, rules, select
 
 RULES = {
     "epsilon": rules.Epsilon(),
@@ -93,6 +93,95 @@ def test_concepts_of_several_axes_and_of_rounds(p, x, rng):
         return h
 
     np.testing.assert_allclose(each[1, 3], relax.lrp(unrolled, second)(w, h), rtol=1e-8)
+
+
+def test_nothing_that_goes_round_the_layer(rng):
+    """With residual connections: by hand, the branch alone; and all that passes it is their sum."""
+    w = {name: jnp.asarray(rng.normal(size=(5, 5))) for name in "abc"}
+    block = lambda w, x: x + jnp.tanh(x @ w)
+    network = lambda w, x: block(w["b"], block(w["a"], x)) @ w["c"]
+    x = jnp.asarray(rng.normal(size=(2, 5)))
+    rule = rules.Epsilon(0.1)
+    each = relax.crp(network, rule, at="dense#1", target=1)(w, x)
+    at_branch = relax.lrp(network, rule, at="dense#1", target=1)(w, x)[1]["dense#1"]
+    _, onward = relax.vrp(lambda x: block(w["a"], x) @ w["b"], x, rules=rule)
+    for concept in range(5):
+        (want,) = onward(at_branch * jnp.eye(5)[concept][None])
+        np.testing.assert_allclose(each[concept], want, rtol=1e-8, atol=1e-12)
+    graph = concepts.flow(network, rule, at=["dense", "dense#1"], width=5, target=1)(w, x)
+    _, onward = relax.vrp(
+        lambda h: (x + h) @ w["b"], jnp.tanh(x @ w["a"]), rules={select.dense: rule}
+    )
+    for row, concept in enumerate(graph.concepts[0]):
+        (below,) = onward(at_branch * jnp.eye(5)[concept][None])
+        want = below.sum(0)[graph.concepts[1]]
+        np.testing.assert_allclose(graph.edges[0][row], want, rtol=1e-8, atol=1e-12)
+
+
+def test_in_a_scan_relevance_goes_to_earlier_rounds_alone(rng):
+    """Round by round, against the loop written out and cut."""
+    w = jnp.asarray(rng.normal(size=(3, 4, 4)))
+    x = jnp.asarray(rng.normal(size=(2, 4)))
+    step = lambda h, w: h + jnp.tanh(h @ w)
+    scanned = lambda w, x: lax.scan(lambda h, w: (step(h, w), None), x, w)[0]
+    rule = rules.Epsilon(0.1)
+    each = relax.crp(scanned, rule, at="dense", target=0)(w, x)
+    arrived = relax.lrp(scanned, rule, at="dense", target=0)(w, x)[1]["dense"]
+    for last in range(3):
+
+        def until(x, last=last):
+            for i in range(last):
+                x = step(x, w[i])
+            return x @ w[last]
+
+        _, onward = relax.vrp(until, x, rules=rule)
+        for concept in range(4):
+            (want,) = onward(arrived[last] * jnp.eye(4)[concept][None])
+            np.testing.assert_allclose(each[last, concept], want, rtol=1e-8, atol=1e-12)
+
+
+def test_gates_of_a_recurrent_cell(rng):
+    """A layer of several inputs and outputs: its concepts add up to what passes it."""
+    p = {"w": jnp.asarray(rng.normal(size=(3, 16))), "u": jnp.asarray(rng.normal(size=(4, 16)))}
+    x = jnp.asarray(rng.normal(size=(2, 3)))
+
+    def cell(p, x):
+        h, c = jnp.ones((2, 4)), jnp.full((2, 4), 0.5)
+        for _ in range(2):
+            i, f, g, o = jnp.split(x @ p["w"] + h @ p["u"], 4, -1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return h
+
+    rule = composites.arras_lstm()
+    (first, *_) = relax.lrp(cell, rule, at="*")(p, x)[1]
+    each = relax.crp(cell, rule, at=f"{first}#0")(p, x)
+    none = relax.lrp(cell, [(f"{first}#0", rules.Mask(0.0)), rule])(p, x)
+    np.testing.assert_allclose(
+        each.sum(0), relax.lrp(cell, rule)(p, x) - none, rtol=1e-8, atol=1e-12
+    )
+
+
+def test_concepts_of_embeddings_and_of_values_of_one_name(p, rng):
+    """Features of words; the second of two values of one name."""
+    table = jnp.asarray(rng.normal(size=(7, 5)))
+    text = lambda p, ids: jax.nn.relu(table[ids].sum(1) @ p["hidden"]["kernel"])
+    ids = jnp.array([[1, 2, 3], [0, 6, 6]])
+    each = relax.crp(text, rules.Epsilon(0.1), at="embed")(p, ids)
+    whole = relax.lrp(text, rules.Epsilon(0.1))(p, ids)
+    assert each.shape == (5, *ids.shape)
+    np.testing.assert_allclose(each.sum(0), whole, rtol=1e-9, atol=1e-12)
+
+    def twice(p, x):
+        for name in ("hidden", "head"):
+            x = checkpoint_name(jax.nn.relu(x @ p[name]["kernel"]), "h")
+        return x
+
+    x = jnp.asarray(rng.normal(size=(2, 5)))
+    assert relax.crp(twice, at="h#1")(p, x).shape == (3, 2, 5)
+    assert concepts.flow(twice, at="h")(p, x).layers == ("h#1", "h")
+    with pytest.raises(relax.ArgumentError, match='The first alone is "h#0"'):
+        relax.crp(twice, at="h")(p, x)
 
 
 def test_what_it_shares_with_lrp(p, x):
@@ -182,6 +271,21 @@ def test_it_can_be_scanned_and_sharded(p, rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), got, want)
 
 
+def test_each_sample_by_its_own_label(p, rng):
+    """Batches may be tuples of the last arguments; half precision is summed in float32."""
+    data = jnp.asarray(rng.normal(size=(6, 6, 7, 2)))
+    labels = jnp.array([0, 1, 2, 2, 1, 0])
+    own = lambda p, x, labels: network(p, x)[jnp.arange(len(labels)), labels]
+    search = concepts.maximization(own, at="body", k=3, argnums=1)
+    state = search.run(p, [(data[:4], labels[:4]), (data[4:], labels[4:])])
+    at_body = relax.lrp(network, at="body", target=labels)(p, data)[1]["body"]
+    score = at_body.sum((1, 2)) / jnp.abs(at_body).sum((1, 2, 3))[:, None]
+    np.testing.assert_array_equal(state.top["body"].samples, jnp.argsort(-score, 0)[:3].T)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (p, data))
+    top = concepts.maximization(network, at="body", k=3, target=0).run(half[0], [half[1]])
+    assert top.top["body"].values.dtype == jnp.float32
+
+
 def test_fewer_samples_than_k_and_samples_that_are_not_finite(p, rng):
     """Places stay empty; a sample with a NaN is left out and counted, at its own number."""
     data = jnp.asarray(rng.normal(size=(5, 6, 7, 2))).at[1, 2, 3, 0].set(jnp.nan)
@@ -251,6 +355,20 @@ def test_references(p, searched):
             assert box[3] - box[2] <= 5
 
 
+def test_pictures_with_channels_first(p, searched):
+    """The same heatmaps as with channels last."""
+    data, top = searched
+    options = {"at": "body", "concepts": [3], "target": "max"}
+    last = concepts.references(network, rules.Epsilon(), top, data, **options)(p)
+    moved = lambda p, x: network(p, jnp.moveaxis(x, 1, -1))
+    turned = np.moveaxis(data, -1, 1)
+    first = concepts.references(moved, rules.Epsilon(), top, turned, channel_axis=0, **options)(p)
+    for a, b in zip(first[0], last[0], strict=True):
+        np.testing.assert_allclose(a.heatmap, b.heatmap, rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(a.picture, b.picture)
+        assert a.box == b.box
+
+
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.5])
 def test_the_box_holds_its_share(share, rng):
     """Along either axis no more than half of the rest on either side, and it is a square."""
@@ -283,6 +401,8 @@ def test_the_gallery_is_drawn(p, searched):
     pyplot.close(figure)
     with pytest.raises(relax.ArgumentError, match="no references"):
         concepts.gallery([[]])
+    with pytest.raises(relax.ArgumentError, match="1 names for 2 rows"):
+        concepts.gallery(rows, names=["one"])
 
 
 # Attribution graphs
@@ -341,6 +461,7 @@ def test_a_graph_under_vmap(p, x):
     """One graph for each sample; they are a pytree."""
     find = concepts.flow(network, at=["body", "stem"], width=2, target=0)
     many = jax.vmap(lambda x: find(p, x[None]))(x)
+    assert str(many) == "<attribution graphs: body, stem>"
     for i in range(3):
         one = find(p, x[i : i + 1])
         np.testing.assert_array_equal(many.concepts[0][i], one.concepts[0])
@@ -359,6 +480,8 @@ def test_errors(p, x, searched):
         ({"at": "body", "concepts": [1.5]}, "expected integers"),
         ({"at": "body", "concepts": [[1, 2]]}, r"shape \(K,\)"),
         ({"at": "body", "axis": (1, 3), "concepts": [1]}, r"\(K, 2\)"),
+        ({"at": "body", "axis": (3, -1)}, "named twice"),
+        ({"at": "body", "axis": 1.0}, "axis=1.0"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             relax.crp(network, **options)(p, x)
@@ -384,6 +507,13 @@ def test_errors(p, x, searched):
     )
     with pytest.raises(relax.ArgumentError, match="a picture has"):
         flat(p)
+    state = concepts.maximization(network, at="body").init(p, x)
+    for wrong, words in ((state, "state.top"), (top._replace(samples=top.samples[:2]), r"\(2,\)")):
+        with pytest.raises(relax.ArgumentError, match=words):
+            concepts.references(network, rules.Epsilon(), wrong, data, at="body", concepts=[0])(p)
+    folded = lambda p, x: network(p, x.reshape(-1, 6, 7, 2)).reshape(3, 2, 3).sum(1)
+    with pytest.raises(relax.ArgumentError, match=r"\(3, 12, 7, 2\).*\(6, 6, 7, 5\)"):
+        concepts.maximization(folded, at="body").init(p, jnp.ones((3, 12, 7, 2)))
     empty = concepts.maximization(network, at="body").init(p, x).top["body"]
     find = concepts.references(network, rules.Epsilon(), empty, data, at="body", concepts=[0])
     with pytest.raises(relax.ArgumentError, match="no sample"):

@@ -270,7 +270,9 @@ def test_at_embeddings_and_functions_with_a_rule_of_their_own(p, x, mask):
     np.testing.assert_allclose(relax.lrp(text, given)(p, ids), want, rtol=1e-9)
     _, account = relax.ledger(text, given)(p, ids)
     np.testing.assert_allclose(account.rounding, 0, atol=1e-12)
-    np.testing.assert_allclose(account.by_cause()["mask"], (at_vectors.sum() - want.sum()), rtol=1e-9)
+    np.testing.assert_allclose(
+        account.by_cause()["mask"], (at_vectors.sum() - want.sum()), rtol=1e-9
+    )
 
     @relax.custom_relprop
     def doubled(h):

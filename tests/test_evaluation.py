@@ -35,6 +35,26 @@ def test_a_linear_function_is_explained_perfectly(n, p, x):
     np.testing.assert_array_equal(score(jnp.ones_like(x)), 0)  # every subset is as relevant
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_the_scale_does_not_matter(dtype, p, x):
+    """Neither of relevance nor of the output: no square vanishes or overflows."""
+    p, x = jax.tree.map(lambda a: a.astype(dtype), (p, x))
+    score = evaluation.sensitivity_n(network, p, x, key=jax.random.key(0), target=0)
+    relevance = relax.lrp(network, target=0)(p, x)
+    want = score(relevance)
+    assert float(jnp.abs(want).min()) > 0.1
+    largest = 1e3 if dtype == jnp.float16 else 1e30
+    for factor in (largest, 1 / largest):
+        if dtype == jnp.float32:
+            np.testing.assert_allclose(score(relevance * factor), want, rtol=1e-3)
+        bounded = min(factor, 1e4)
+        scaled = lambda p, x, f=bounded: network(p, x) * f
+        again = evaluation.sensitivity_n(scaled, p, x, key=jax.random.key(0), target=0)
+        np.testing.assert_allclose(
+            again(relevance), want, rtol=0.1 if dtype == jnp.float16 else 1e-3
+        )
+
+
 TARGETS = {
     "none": (None, lambda z, z0: z.sum(-1)),
     "int": (1, lambda z, z0: z[:, 1]),
@@ -115,6 +135,13 @@ def test_errors(p, x):
         (lambda: make(jnp.ones((2, 3), int)), "int"),
         (lambda: make(n=24), "n=24, and a sample has 24"),
         (lambda: make(n=0), "n=0"),
+        (lambda: make(n=2.0), "n=2.0"),
+        (lambda: make({"x": x}), "dict"),
+        (lambda: make(x + 0j), "complex"),
+        (
+            lambda: evaluation.sensitivity_n(lambda x: x.sum(), x, key=jax.random.key(0)),
+            r"output has shape \(\)",
+        ),
         (lambda: make(subsets=1), "subsets=1"),
         (lambda: make(groups=np.ones((4, 6))), "integers"),
         (lambda: make(groups=np.ones((5, 6), int)), r"\(5, 6\) do not broadcast"),

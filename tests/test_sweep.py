@@ -117,6 +117,15 @@ def test_one_large_weight_under_gamma(shape, rectify, rng):
     np.testing.assert_allclose(got, relax.lrp(f, rules.Gamma(0.3))(x), rtol=1e-8, atol=1e-12)
 
 
+def test_dtypes_are_those_of_vmap(p, x):
+    """A weakly typed value does not widen half precision, in batches as little as at once."""
+    p, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (p, x))
+    values = jnp.arange(4) * 0.5
+    explain = lambda t: relax.lrp(network, target=0)(p, x * t)
+    for size in (None, 2):
+        assert relax.sweep(explain, batch_size=size)(values).dtype == jnp.bfloat16
+
+
 def test_errors():
     for size in (0, -1, 2.5):
         with pytest.raises(relax.ArgumentError, match="batch_size"):

@@ -120,9 +120,25 @@ def test_each_round_of_a_scan_has_its_own(x, rng):
     np.testing.assert_allclose(score(again), found[0].score, rtol=1e-7)
 
 
+def test_conditions_stay_and_it_can_be_traced(p, x):
+    """A layer with a mask is tuned as well, behind its mask; under jit as outside of it."""
+    mask = ("first", rules.Mask(jnp.linspace(0, 1, 6)))
+    conditioned = [mask, rules.Gamma(0.25)]
+    score = near(relax.lrp(network, [mask, rules.Gamma(1.0)], target=0)(p, x))
+    tune = relax.tune(network, conditioned, score, grid=np.array([0.0, 1.0]), target=0)
+    found = tune(p, x)
+    assert set(found.values) == {"first", "second", "head"}
+    relevance = relax.lrp(network, found.rules, target=0)(p, x)
+    np.testing.assert_allclose(score(relevance), found.score, rtol=1e-8, atol=1e-12)
+    values = jax.jit(lambda p, x: tune(p, x).values)(p, x)
+    jax.tree.map(np.testing.assert_array_equal, values, found.values)
+
+
 def test_errors(p, x):
     for options, words in (
         ({"name": "delta"}, "'delta'"),
+        ({"name": "stabilizer"}, "'stabilizer'"),
+        ({"name": "propagate"}, "'propagate'"),
         ({"grid": ()}, "grid is empty"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):

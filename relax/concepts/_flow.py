@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from relax import _target
 from relax._errors import ArgumentError
+from relax._numerics import is_count
 from relax._program import Program
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
@@ -203,7 +204,7 @@ def flow(
 
     Source: Achtibat et al. 2023, section "Attribution graphs".
     """
-    if not isinstance(width, int) or width < 1:
+    if not is_count(width):
         raise ArgumentError(f"flow(width={width!r}): expected a positive integer.")
 
     @functools.wraps(fun, updated=())

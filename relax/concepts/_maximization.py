@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from relax import _target
 from relax._errors import ArgumentError
+from relax._numerics import is_count, wide
 from relax._program import Program
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
@@ -53,7 +54,7 @@ class Maximization(NamedTuple):
       init: ``init(*args) -> State`` before the first batch; shapes suffice.
       update: ``update(state, *args) -> State`` with one batch more; to be compiled or scanned.
       run: ``run(*leading, batches) -> State``, compiled, over an iterable of batches of the last
-        argument; ``leading`` are the arguments before it.
+        argument, or of tuples of the last arguments; ``leading`` are those before.
     """
 
     init: Callable[..., State]
@@ -85,7 +86,9 @@ def maximization(
     The data set is streamed: of each concept only the k strongest samples are kept, on the device.
 
     Args:
-      fun, rules, argnums, target: as in `lrp`; ``fun`` takes a batch.
+      fun, rules, argnums, target: as in `lrp`; ``fun`` takes a batch. For the relevance of each
+        sample's own label, let it take the labels too: ``lambda params, x, labels: ...`` with
+        ``argnums=1``, and batches that are tuples.
       at: globs of layers, or names of values: all of them in one pass.
       by: what is maximized.
       k: how many samples are kept for each concept.
@@ -118,20 +121,29 @@ def maximization(
         raise ArgumentError(f'maximization(by={by!r}): expected "relevance" or "activation".')
     if reduce not in ("sum", "max"):
         raise ArgumentError(f'maximization(reduce={reduce!r}): expected "sum" or "max".')
-    if not isinstance(k, int) or k < 1:
+    if not is_count(k):
         raise ArgumentError(f"maximization(k={k!r}): expected a positive integer.")
 
     def program_of(args: tuple[Any, ...]) -> tuple[Program, list[Place]]:
         given = _target.gives_relevance(target)
         program = Program(fun, rules, argnums, at, False, args, {}, given)
-        return program, find_places(program, axis, batch_axis)
+        places = find_places(program, axis, batch_axis)
+        first = jnp.shape(program.traced.leaves[program.traced.explained[0]])
+        for place in places:
+            if first[:1] != (place.shape[place.batch],):
+                raise ArgumentError(
+                    f"maximization: the explained argument, of shape {first}, should be a batch of "
+                    f"the samples along axis {batch_axis} of `{place.path}`, of shape "
+                    f"{place.shape[place.rounds :]}."
+                )
+        return program, places
 
     def init(*args: Any) -> State:
         program, places = program_of(args)
         shapes = program.shapes()
         top = {
             place.path: Top(
-                jnp.full((*place.sizes, k), -jnp.inf, shapes[place.path].dtype),
+                jnp.full((*place.sizes, k), -jnp.inf, _wide(shapes[place.path].dtype)),
                 jnp.full((*place.sizes, k), -1, jnp.int32),
                 jnp.full((*place.sizes, k), -1, jnp.int32),
             )
@@ -146,7 +158,7 @@ def maximization(
             _, latent = pull_back(_target.seeds(target, value))
         else:
             latent = program.latent_values
-        parts = {place.path: place.per_sample(latent[place.path]) for place in places}
+        parts = {place.path: place.per_sample(wide(latent[place.path])) for place in places}
         finite = [jnp.isfinite(x).all((1, 2)) for x in parts.values()]
         valid = jnp.stack(finite).all(0)
         top = {
@@ -170,12 +182,17 @@ def maximization(
             raise ArgumentError("run(*leading, batches): the last argument is no iterable.")
         step, state = jax.jit(update), None
         for batch in batches:
-            state = step(init(*leading, batch) if state is None else state, *leading, batch)
+            args = (*leading, *batch) if isinstance(batch, tuple) else (*leading, batch)
+            state = step(init(*args) if state is None else state, *args)
         if state is None:
             raise ArgumentError("run(*leading, batches): there is no batch.")
         return state
 
     return Maximization(init, update, run)
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _merged(

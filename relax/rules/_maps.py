@@ -30,12 +30,12 @@ def _in_float16(transpose: Callable[[Any], Any], dtype: Any, s: jax.Array) -> An
     """A transpose that computes in float16, applied to an ``s`` that does not fit.
 
     What is beyond the range belongs to denominators near zero, which have next to no share in any
-    input: it is clipped, as in `narrow`. The rest is brought to the middle of the range, so that
-    neither sums overflow nor small values vanish.
+    input: it is clipped, as in `narrow`. The rest is scaled to numbers up to 2: sums of tens of
+    thousands of them do not overflow, and what is a ten-thousandth of the largest is exact.
     """
     largest = float(jnp.finfo(jnp.float16).max)
     s = jnp.clip(s, -largest, largest)
-    scale = power_of_two(s) / 256
+    scale = power_of_two(s)
     (result,) = transpose((s / scale).astype(dtype))
     return jax.tree.map(lambda a: jnp.clip(a, -largest, largest).astype(s.dtype) * scale, result)
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relax._numerics import Stabilizer, at_most, is_number, negative, positive
+from relax._numerics import Stabilizer, at_most, is_number, negative, positive, wide
 from relax.rules._base import SUMS, Currency, Outgoing, require_finite, static
 from relax.rules._terms import Term
 from relax.rules.affine import Stabilized, add, by_sign, with_bias
@@ -63,9 +63,9 @@ class Gamma(Stabilized):
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         z = out.value
         changed = with_bias(layer, self.zero_bias)
-        base = changed(x) if self.zero_bias else z
+        base = wide(changed(x) if self.zero_bias else z)
         plus = changed.positive()
-        z_plus = (
+        z_plus = wide(
             plus(x)
             if layer.nonnegative
             else plus(positive(x)) + layer.negative().linear(negative(x))
