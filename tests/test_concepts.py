@@ -108,7 +108,7 @@ def test_nothing_that_goes_round_the_layer(rng):
     for concept in range(5):
         (want,) = onward(at_branch * jnp.eye(5)[concept][None])
         np.testing.assert_allclose(each[concept], want, rtol=1e-8, atol=1e-12)
-    graph = concepts.flow(network, rule, at=["dense", "dense#1"], width=5, target=1)(w, x)
+    graph = concepts.flow(network, rule, at=["dense#0", "dense#1"], width=5, target=1)(w, x)
     _, onward = relax.vrp(
         lambda h: (x + h) @ w["b"], jnp.tanh(x @ w["a"]), rules={select.dense: rule}
     )
