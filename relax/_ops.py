@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from relax._errors import RelaxError, RuleError, message
 from relax._graph import Graph, Layer
 from relax._joint import apart, beside
-from relax._numerics import is_number, narrow, wide
+from relax._numerics import is_number, narrow, positive, wide
 from relax._recognize import AFFINE
 from relax._recognize.joint import JointDetails
 from relax._views import Evaluated, view
@@ -107,6 +107,9 @@ class LayerOp:
             x, out = inputs[0], Outgoing(outputs[0], messages[0], self.arriving)
         elif kind in _TO_ONE_VALUE:
             out = Outgoing(outputs[0], messages[0], self.arriving)
+        if getattr(details, "dead_below", False) and kind in AFFINE and out.currency != "relevance":
+            # as the rectifier behind it has it, so that one of the two need not be kept
+            out = dataclasses.replace(out, value=positive(out.value), rectified=True)
         result = rule.propagate(seen, x, out)
         if isinstance(details, JointDetails):
             result = self.checked(rule, result, x)

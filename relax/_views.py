@@ -66,6 +66,7 @@ def _elementwise(e: Evaluated) -> ElementwiseMap:
         d.slope,
         d.curvature,
         batch_axes=tuple(range(y.ndim - 1)),
+        dead_below=d.dead_below,
     )
 
 

@@ -75,11 +75,13 @@ class Outgoing:
     """What arrives at the output of a layer.
 
     ``message`` is the relevance R of the output z, or its coefficient c with R = z c.
+    ``rectified``: where z was negative no coefficient arrives, and ``value`` is 0 in its place.
     """
 
     value: Any
     message: Any
     currency: Currency
+    rectified: bool = False
 
     @property
     def relevance(self) -> Any:
@@ -98,17 +100,20 @@ class Outgoing:
 
         return jax.tree.map(exchange, self.value, self.message)
 
-    def over(self, denominator: jax.Array) -> jax.Array:
+    def over(self, denominator: jax.Array, nowhere_zero: bool = False) -> jax.Array:
         """R / denominator, and 0 where that is exactly 0; in at least float32.
 
         It stays in that type until the transpose (`relax.rules.AffineMap.transpose`): the quotient
         by an epsilon of 1e-6 has no room in float16.
         """
+        by = jnp.divide if nowhere_zero else divide
         if self.currency == "relevance":
-            return divide(wide(self.message), denominator)
+            return by(wide(self.message), denominator)
         z = wide(self.value)
+        if self.rectified:
+            return wide(self.message) * by(z, denominator)
         masked = jnp.isinf(z)  # a logit of minus infinity: z / z is 1
-        ratio = divide(jnp.where(masked, 1, z), jnp.where(masked, 1, denominator))
+        ratio = by(jnp.where(masked, 1, z), jnp.where(masked, 1, denominator))
         return wide(self.message) * ratio
 
 

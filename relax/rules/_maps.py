@@ -210,6 +210,7 @@ class ElementwiseMap:
       function: phi.
       passes_zero: ``phi(0) = 0``.
       is_relu: it is ``max(x, 0)``.
+      dead_below: ``phi(x) = 0`` for all ``x <= 0``.
       slope, curvature: ``phi'(0)``, ``phi''(0)``, or None if they are to be computed.
     """
 
@@ -221,6 +222,7 @@ class ElementwiseMap:
     slope: float | None
     curvature: float | None
     batch_axes: tuple[int, ...] = (0,)
+    dead_below: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.output if x is self.input and self.output is not None else self.function(x)
@@ -235,10 +237,12 @@ class ElementwiseMap:
 
     def ratio(self, x: jax.Array) -> jax.Array:
         """``phi(x) / x``; at 0 its limit ``phi'(0) + x phi''(0) / 2``, so derivatives are exact."""
-        at_zero = x == 0
-        safe = jnp.where(at_zero, 1, x)
         if self.is_relu:
             return jnp.where(x > 0, jnp.ones_like(x), 0)
+        if self.dead_below:
+            return (self(x) / jnp.where(x > 0, x, 1)).astype(x.dtype)
+        at_zero = x == 0
+        safe = jnp.where(at_zero, 1, x)
         if self.slope is None or self.curvature is None:
             zeros = jnp.zeros_like(x)
             slope, curvature = jax.jvp(self.derivative, (zeros,), (jnp.ones_like(x),))

@@ -76,6 +76,18 @@ class Stabilized(AffineRule):
     def denominator(self, layer: Any, z: jax.Array) -> jax.Array:
         return stabilize(wide(z), self.epsilon, self.stabilizer, layer.batch_axes)
 
+    def quotient(self, layer: Any, out: Outgoing, z: jax.Array, sign: int = 0) -> jax.Array:
+        """``R / s(z)``; ``sign``: that of z where it is known, but for rounding, else 0."""
+        epsilon, plain = self.epsilon, self.stabilizer in ("additive", "clip")
+        if not (sign and plain and is_number(epsilon) and epsilon > 0):
+            return out.over(self.denominator(layer, z))
+        size = sign * wide(z)
+        if self.stabilizer == "clip":
+            size = jnp.maximum(size, epsilon)
+        else:
+            size = (size if out.value is z and out.rectified else jnp.maximum(size, 0)) + epsilon
+        return out.over(sign * size, nowhere_zero=True)
+
     def terms(self, layer: Any, x: Any, out: Outgoing) -> list[Term]:
         """The quotients of the rule; none for a rule that has others."""
         return []
@@ -166,7 +178,7 @@ class Epsilon(Stabilized):
         if is_zero(self.epsilon) and z is out.value and out.currency == "coefficient":
             s = out.message
         else:
-            s = out.over(self.denominator(layer, z))
+            s = self.quotient(layer, out, z, int(out.rectified and z is out.value))
         c = layer.transpose(s)
         if self.bias_share == 0:
             return c
@@ -273,10 +285,9 @@ def _excitation(rule: Any, layer: Any, x: Any, out: Outgoing) -> Any:
     """Coefficient of the z+ term."""
     plus = with_bias(layer.positive(), rule.zero_bias)
     if layer.nonnegative:
-        return plus.transpose(out.over(rule.denominator(layer, plus(x))))
+        return plus.transpose(rule.quotient(layer, out, plus(x), 1))
     minus = layer.negative()
-    z = plus(positive(x)) + minus.linear(negative(x))
-    s = out.over(rule.denominator(layer, z))
+    s = rule.quotient(layer, out, plus(positive(x)) + minus.linear(negative(x)), 1)
     return by_sign(x, plus.transpose(s), minus.transpose(s))
 
 
@@ -284,10 +295,9 @@ def _inhibition(rule: Any, layer: Any, x: Any, out: Outgoing) -> Any:
     """Coefficient of the z- term."""
     minus = with_bias(layer.negative(), rule.zero_bias)
     if layer.nonnegative:
-        return minus.transpose(out.over(rule.denominator(layer, minus(x))))
+        return minus.transpose(rule.quotient(layer, out, minus(x), -1))
     plus = layer.positive()
-    z = minus(positive(x)) + plus.linear(negative(x))
-    s = out.over(rule.denominator(layer, z))
+    s = rule.quotient(layer, out, minus(positive(x)) + plus.linear(negative(x)), -1)
     return by_sign(x, minus.transpose(s), plus.transpose(s))
 
 

@@ -71,9 +71,11 @@ class Gamma(Stabilized):
             else plus(positive(x)) + layer.negative().linear(negative(x))
         )
         w_plus = self._boosted(layer, positive)
-        above = out.over(self.denominator(layer, base + self.gamma * z_plus))
-        above = jnp.where(z > 0, above, 0)
-        dead = layer.dead_below and out.currency == "coefficient"
+        dead = out.rectified
+        known = int(dead and not self.zero_bias)  # then both parts are positive where z is
+        above = self.quotient(layer, out, base + self.gamma * z_plus, known)
+        if not dead:
+            above = jnp.where(z > 0, above, 0)
         if layer.nonnegative and dead:
             return w_plus.transpose(above)
         w_minus = self._boosted(layer, negative)
