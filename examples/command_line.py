@@ -97,6 +97,6 @@ def run_command(
     try:
         run(arguments)
     except (InputError, OSError, relax.RelaxError, *errors) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

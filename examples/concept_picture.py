@@ -1,6 +1,6 @@
 """The picture of concepts: a photograph, relevance through each concept, what it stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +12,18 @@ import relax
 from heatmap import RELEVANCE, color_limit
 
 # Inches.
-_SIDE = 2.6
+_SIDE = 2.75
+_GRAPH = 1.15  # for each layer
 _TILE = 0.98
 _GAP = 0.07
-_NAME = 0.62
+_NAME = 0.58
 _MARGIN = 0.14
-_TITLE = 0.34
-_FOOT = 0.3
-_BETWEEN = 0.3
+_BETWEEN = 0.2
+_TITLE = 0.36
+_FOOT = 0.34
+
+# Axes of a width and height, at a distance from the left and from the top, all in inches.
+_MakeAxes = Callable[[float, float, float, float], Axes]
 
 
 class Concept(NamedTuple):
@@ -30,12 +34,14 @@ class Concept(NamedTuple):
         share: of the relevance of its layer.
         heatmap: relevance of the photograph through it alone, ``(height, width)``.
         crops: pictures of what it stands for, the clearest first.
+        values: of each, as text.
     """
 
     name: str
     share: float
     heatmap: np.ndarray
     crops: Sequence[np.ndarray]
+    values: Sequence[str]
 
 
 class Layer(NamedTuple):
@@ -43,6 +49,14 @@ class Layer(NamedTuple):
 
     name: str
     concepts: Sequence[Concept]
+
+
+class Captions(NamedTuple):
+    """What stands above the photograph, above the crops, and below everything, small."""
+
+    title: str
+    crops: str
+    foot: str
 
 
 def overlay(photograph: np.ndarray, relevance: np.ndarray) -> np.ndarray:
@@ -55,98 +69,106 @@ def overlay(photograph: np.ndarray, relevance: np.ndarray) -> np.ndarray:
     Returns:
         An array ``(height, width, 3)`` from 0 to 1.
     """
-    gray = photograph.mean(axis=-1, keepdims=True) / 255
-    pale = 0.45 + 0.55 * gray
+    pale = 0.6 + 0.4 * photograph.mean(axis=-1, keepdims=True) / 255
     strength = np.clip(relevance / color_limit(relevance), -1, 1)
-    cover = np.abs(strength)[..., None] ** 0.6
+    cover = np.abs(strength)[..., None] ** 0.6  # Faint relevance shows, and the photograph too.
     return (1 - cover) * pale + cover * RELEVANCE((strength + 1) / 2)[..., :3]
 
 
 def save_picture(
     path: Path,
     photograph: np.ndarray,
-    title: str,
     heatmap: np.ndarray,
     layers: Sequence[Layer],
     flow: relax.concepts.Flow,
-    caption: str,
+    captions: Captions,
 ) -> None:
     """Draws the photograph, its heatmap and the graph, and beside them a row for each concept.
 
     Args:
         path: the PNG to write.
         photograph: bytes ``(height, width, 3)``.
-        title: what stands above the photograph.
         heatmap: relevance of the photograph, ``(height, width)``.
         layers: from the output down.
         flow: the graph of their concepts.
-        caption: what stands below, small.
+        captions: what is written on it.
 
     Raises:
         OSError: the file cannot be written.
     """
-    columns = 1 + max(len(c.crops) for layer in layers for c in layer.concepts)
-    rows = sum(len(layer.concepts) for layer in layers)
+    columns = max(len(concept.crops) for layer in layers for concept in layer.concepts)
     left = _MARGIN + _SIDE + _BETWEEN
-    width = left + _NAME + columns * (_TILE + _GAP) + _BETWEEN + _MARGIN
-    right_height = rows * (_TILE + _GAP) + len(layers) * _TITLE
-    height = max(right_height, 3.0 * _SIDE + 2 * _TITLE) + _FOOT + _MARGIN
+    width = left + _NAME + _TILE + _BETWEEN + columns * (_TILE + _GAP) + _MARGIN
+    rows = sum(_TITLE + len(layer.concepts) * (_TILE + _GAP) for layer in layers)
+    height = _MARGIN + max(rows, 3 * _TITLE + 2 * _SIDE + len(layers) * _GRAPH) + _FOOT
     figure = Figure(figsize=(width, height), dpi=110, facecolor="white")
 
     def axes(x: float, y: float, wide: float, high: float) -> Axes:
-        """Of this size in inches, from the left and from the top."""
         area = (x / width, 1 - (y + high) / height, wide / width, high / height)
         return figure.add_axes(area, xticks=[], yticks=[])
 
     y = _MARGIN + _TITLE
-    panel = axes(_MARGIN, y, _SIDE, _SIDE)
-    panel.imshow(photograph, interpolation="lanczos")
-    panel.set_title(title, fontsize=11, fontweight="bold", pad=6)
-    _frame(panel)
-    y += _SIDE + _GAP
-    panel = axes(_MARGIN, y, _SIDE, _SIDE)
-    panel.imshow(overlay(photograph, heatmap), interpolation="lanczos")
-    _frame(panel)
+    panel = _show(axes(_MARGIN, y, _SIDE, _SIDE), photograph)
+    panel.set_title(captions.title, fontsize=11, fontweight="bold", pad=6)
     y += _SIDE + _TITLE
-    graph = axes(_MARGIN, y, _SIDE, height - y - _FOOT)
-    _draw_graph(graph, flow, layers)
+    panel = _show(axes(_MARGIN, y, _SIDE, _SIDE), overlay(photograph, heatmap))
+    _caption(panel, "all relevance")
+    y += _SIDE + _TITLE
+    panel = axes(_MARGIN, y, _SIDE, height - _FOOT - y)
+    _caption(panel, "what flows between the concepts")
+    _draw_graph(panel, flow, layers)
 
     y = _MARGIN
     for layer in layers:
-        y += _TITLE
-        place = {"va": "bottom", "fontsize": 9, "color": "0.25"}
-        x = left + _NAME
-        figure.text(x / width, 1 - (y - 0.06) / height, layer.name, family="monospace", **place)
-        for concept in layer.concepts:
-            _draw_concept(axes, left, y, photograph, concept)
-            y += _TILE + _GAP
+        _draw_layer(axes, left, y, photograph, layer, captions.crops)
+        y += _TITLE + len(layer.concepts) * (_TILE + _GAP)
     place = {"color": "0.4", "fontsize": 8, "va": "bottom"}
-    figure.text(_MARGIN / width, 0.08 / height, caption, **place)
+    figure.text(_MARGIN / width, 0.1 / height, captions.foot, **place)
     figure.savefig(path, format="png", pil_kwargs={"optimize": True})
 
 
-def _draw_concept(axes, left: float, y: float, photograph: np.ndarray, concept: Concept) -> None:
-    panel = axes(left, y, _NAME, _TILE)
-    panel.set_axis_off()
-    panel.text(0.9, 0.55, concept.name, ha="right", fontsize=10, fontweight="bold")
-    panel.text(0.9, 0.38, f"{concept.share:.1%}", ha="right", fontsize=8, color="0.4")
-    panel = axes(left + _NAME, y, _TILE, _TILE)
-    panel.imshow(overlay(photograph, concept.heatmap), interpolation="lanczos")
-    _frame(panel)
-    for number, crop in enumerate(concept.crops):
-        x = left + _NAME + (number + 1) * (_TILE + _GAP) + _BETWEEN
-        panel = axes(x, y, _TILE, _TILE)
-        panel.imshow(crop, interpolation="bicubic")
-        _frame(panel)
+def _draw_layer(
+    axes: _MakeAxes, left: float, y: float, photograph: np.ndarray, layer: Layer, caption: str
+) -> None:
+    """A row for each concept: its name, the photograph, its crops."""
+    y += _TITLE
+    x = left + _NAME
+    start = x + _TILE + _BETWEEN
+    for row, concept in enumerate(layer.concepts):
+        here = y + row * (_TILE + _GAP)
+        panel = axes(left, here, _NAME, _TILE)
+        panel.set_axis_off()
+        if row == 0:
+            _caption(panel, layer.name, family="monospace")
+        panel.text(0.87, 0.52, concept.name, ha="right", fontsize=10, fontweight="bold")
+        panel.text(0.87, 0.34, f"{concept.share:.1%}", ha="right", fontsize=8, color="0.4")
+        panel = _show(axes(x, here, _TILE, _TILE), overlay(photograph, concept.heatmap))
+        for column, (crop, value) in enumerate(zip(concept.crops, concept.values, strict=True)):
+            panel = _show(axes(start + column * (_TILE + _GAP), here, _TILE, _TILE), crop)
+            ground = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}
+            panel.text(0.05, 0.06, value, transform=panel.transAxes, fontsize=6.5, bbox=ground)
+            if row == column == 0:
+                _caption(panel, caption)
 
 
 def _draw_graph(panel: Axes, flow: relax.concepts.Flow, layers: Sequence[Layer]) -> None:
+    """The graph, with the names of the layers upright, where there is room."""
     flow.plot(panel)
+    panel.set_ylim(-len(layers) + 0.6, 0.4)
+    left, right = panel.get_xlim()
+    panel.set_xlim(left - 0.08 * (right - left), right)
     panel.set_yticks([])
     for number, layer in enumerate(layers):
-        panel.text(0, -number + 0.42, layer.name, ha="center", fontsize=8, family="monospace")
+        place = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 7, "color": "0.25"}
+        panel.text(panel.get_xlim()[0], -number, layer.name, family="monospace", **place)
 
 
-def _frame(panel: Axes) -> None:
+def _show(panel: Axes, picture: np.ndarray) -> Axes:
+    panel.imshow(picture, interpolation="bicubic")
     for spine in panel.spines.values():
         spine.set(color="0.75", linewidth=0.8)
+    return panel
+
+
+def _caption(panel: Axes, text: str, **font: str) -> None:
+    panel.set_title(text, loc="left", fontsize=8.5, color="0.25", pad=5, **font)

@@ -74,6 +74,7 @@ class Program:
         self.latent_values: dict[str, jax.Array] = {}
         self.messages: dict[Tap, jax.Array] = {}
         self.onward: Callable[[str, jax.Array], tuple[Any, Any]]
+        self.values_as_relevance: Callable[[], None]
         self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
         given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
         self.currencies = find_currencies(section, self.rules, given)
@@ -253,7 +254,15 @@ class Program:
             ends = [jnp.zeros_like(outputs[i]) for i in carried]
             return finish(ends, starts)[0]
 
-        self.onward = onward
+        def values_as_relevance() -> None:
+            """Makes each value at a place its own relevance, in the place of what arrived."""
+            currency = lambda tap: self.of_section[tap[0]][1].of[tap[1]]
+            self.messages = {
+                tap: x if currency(tap) == "relevance" else jnp.ones_like(x)
+                for tap, x in zip(taps, seen, strict=True)
+            }
+
+        self.onward, self.values_as_relevance = onward, values_as_relevance
         return value, aux, relprop
 
     def _pieces(self, path: str, mask: jax.Array) -> dict[Tap, jax.Array]:

@@ -220,9 +220,9 @@ def by_hand(p, data, path, by, reduce, normalize, k):
         h = convolve(p["body"], jax.nn.relu(convolve(p["stem"], data)))
         latent = h if path == "body" else jax.nn.relu(h)
     latent = np.asarray(latent)
-    if normalize:
-        latent = latent / np.abs(latent).sum((1, 2, 3), keepdims=True)
     score = latent.sum(axes) if reduce == "sum" else latent.max(axes)
+    if normalize:
+        score = score / np.abs(score).sum(1, keepdims=True)
     order = np.argsort(-score, axis=0, kind="stable")[:k].T
     values = np.take_along_axis(score, order.T, 0).T
     places = latent.reshape(len(latent), -1, latent.shape[-1]).argmax(1)
@@ -279,7 +279,7 @@ def test_each_sample_by_its_own_label(p, rng):
     search = concepts.maximization(own, at="body", k=3, argnums=1)
     state = search.run(p, [(data[:4], labels[:4]), (data[4:], labels[4:])])
     at_body = relax.lrp(network, at="body", target=labels)(p, data)[1]["body"]
-    score = at_body.sum((1, 2)) / jnp.abs(at_body).sum((1, 2, 3))[:, None]
+    score = at_body.sum((1, 2)) / jnp.abs(at_body.sum((1, 2))).sum(1)[:, None]
     np.testing.assert_array_equal(state.top["body"].samples, jnp.argsort(-score, 0)[:3].T)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (p, data))
     top = concepts.maximization(network, at="body", k=3, target=0).run(half[0], [half[1]])
@@ -353,6 +353,24 @@ def test_references(p, searched):
             box = reference.box
             assert box[1] - box[0] <= 5
             assert box[3] - box[2] <= 5
+
+
+@pytest.mark.parametrize("rule", [rules.Epsilon(0.1), rules.Flat()], ids=["epsilon", "flat"])
+def test_what_activates_a_concept(rule, p, searched):
+    """By activation: the lower half of the network explained by itself, whatever the output is.
+
+    What the rectifier behind the layer drops is no activation.
+    """
+    data, top = searched
+    find = concepts.references(
+        network, rule, top, data, at="body", concepts=[2], by="activation", target=0
+    )
+    lower = lambda x: convolve(p["body"], jax.nn.relu(convolve(p["stem"], x)))
+    for reference in find(p)[0]:
+        x = jnp.asarray(data[reference.sample])[None]
+        only = lambda z: jnp.maximum(z, 0) * jnp.eye(5)[2][None, None, None]
+        want = relax.lrp(lower, rule, target=only)(x)[0].sum(-1)
+        np.testing.assert_allclose(reference.heatmap, want, rtol=1e-8, atol=1e-12)
 
 
 def test_pictures_with_channels_first(p, searched):
@@ -499,6 +517,8 @@ def test_errors(p, x, searched):
     with pytest.raises(relax.ArgumentError, match="width"):
         concepts.flow(network, at="body", width=0)
     data, top = searched
+    with pytest.raises(relax.ArgumentError, match="by='output'"):
+        concepts.references(network, None, top, data, at="body", concepts=[0], by="output")
     for share in (0, 1.5):
         with pytest.raises(relax.ArgumentError, match="share"):
             concepts.references(network, None, top, data, at="body", concepts=[0], share=share)

@@ -109,7 +109,8 @@ class Flow:
     def plot(self, axes: Any = None) -> Any:
         """Draws it, the output at the top: discs for concepts, lines for what flows.
 
-        The area of a disc and the width of a line are magnitudes; red is positive, blue negative.
+        The area of a disc and the width of a line are magnitudes, by the largest of that layer or
+        between these two layers; red is positive, blue negative.
 
         Args:
           axes: of matplotlib, to draw on; a new figure by default.
@@ -126,16 +127,16 @@ class Flow:
             )
         color = lambda r: "#b2182b" if r > 0 else "#2166ac"
         at = lambda layer, row: (row - (len(self.concepts[layer]) - 1) / 2, -layer)
-        strongest = max((np.abs(np.asarray(m)).max() for m in self.edges), default=0) or 1.0
         for i, matrix in enumerate(self.edges):
+            strongest = np.abs(np.asarray(matrix)).max() or 1.0
             for upper, row in enumerate(np.asarray(matrix, float)):
                 for lower, r in enumerate(row):
                     (x0, y0), (x1, y1) = at(i, upper), at(i + 1, lower)
                     share = abs(r) / strongest
                     style = {"linewidth": 6 * share, "alpha": min(1.0, 0.15 + 0.6 * share)}
                     axes.plot([x0, x1], [y0, y1], color=color(r), zorder=1, **style)
-        largest = max(np.abs(np.asarray(r)).max() for r in self.relevance) or 1.0
         for i, concepts in enumerate(self.concepts):
+            largest = np.abs(np.asarray(self.relevance[i])).max() or 1.0
             for row, r in enumerate(np.asarray(self.relevance[i], float)):
                 x, y = at(i, row)
                 area = 120 + 900 * abs(r) / largest

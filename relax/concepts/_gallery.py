@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ def references(
     axis: int | Sequence[int] = -1,
     batch_axis: int = 0,
     target: Any = None,
+    by: Literal["relevance", "activation"] = "relevance",
     channel_axis: int = -1,
     unit: bool = False,
     share: float = 0.9,
@@ -58,6 +59,8 @@ def references(
       top: of the layer, from `maximization`.
       data: ``data[i]`` is picture i as ``fun`` takes it, without the axis of the batch.
       at, concepts, axis: as in `crp`; ``batch_axis``: as in `maximization`.
+      by: as in the search. By activation the heatmap explains the activation of the concept itself,
+        whatever the output; by relevance its part in ``target``.
       channel_axis: of a picture that has one; the heatmap is summed over it.
       unit: whether relevance passes only where the concept is strongest; then the heatmap lies in
         the receptive field of that unit.
@@ -76,6 +79,8 @@ def references(
         raise ArgumentError(
             "references: `top` is one layer's of a search, such as state.top[path]."
         )
+    if by not in ("relevance", "activation"):
+        raise ArgumentError(f'references(by={by!r}): expected "relevance" or "activation".')
     if not 0 < share <= 1:
         raise ArgumentError(f"references(share={share!r}): expected a number above 0, up to 1.")
 
@@ -103,7 +108,10 @@ def references(
             program = Program(fun, rules, -1, at, False, (*leading, batch), {}, given)
             (here,) = find_places(program, axis, batch_axis)
             value, _, relprop = program.run(False, restarts=True)
-            relprop(_target.seeds(target, value))
+            if by == "activation":
+                program.values_as_relevance()
+            else:
+                relprop(_target.seeds(target, value))
             mask = here.unit(concept, positions) if unit else here.mask(concept)
             relevance, _ = program.onward(here.path, mask)
             return relevance if relevance.ndim == 3 else relevance.sum(_behind(channel_axis))

@@ -78,9 +78,9 @@ def maximization(
 ) -> Maximization:
     r"""Relevance maximization: in which samples of a data set does a concept matter most?
 
-    $$\mathrm{score}_c(x) = \frac{\sum_i R_{ci}(x)}{\sum_{c', i} |R_{c'i}(x)|}$$
+    $$\mathrm{score}_c(x) = \frac{r_c(x)}{\sum_{c'} |r_{c'}(x)|}, \qquad r_c = \sum_i R_{ci}$$
 
-    over the positions i of the layer's output; with ``by="activation"``, the activation in the
+    with the positions i of the layer's output; with ``by="activation"``, the activation in the
     place of R: activation maximization, in which samples is it strongest?
 
     The data set is streamed: of each concept only the k strongest samples are kept, on the device.
@@ -93,8 +93,8 @@ def maximization(
       by: what is maximized.
       k: how many samples are kept for each concept.
       reduce: whether the positions are summed, or the largest counts.
-      normalize: whether it is divided by the magnitude of all concepts of the layer, so that
-        samples compare whose output is larger or smaller.
+      normalize: whether it is divided by the magnitudes of all concepts of the layer, so that
+        samples compare whose output is larger or smaller; each round of a scan is a layer.
       axis: of the concepts in the layer's output, or several.
       batch_axis: of the samples in the layer's output.
 
@@ -207,11 +207,10 @@ def _merged(
     """The strongest of those that were known and those of a batch: samples, concepts, positions."""
     x = jnp.where(valid[:, None, None], x, 0)
     rounds = x.reshape(x.shape[0], *place.sizes, x.shape[-1])
-    if normalize:  # by what all concepts of the layer have; each round of a scan is one
-        own = tuple(range(1 + place.rounds, rounds.ndim))
-        whole = jnp.abs(rounds).sum(own, keepdims=True)
-        rounds = rounds / jnp.where(whole == 0, 1, whole)
     score = rounds.sum(-1) if reduce == "sum" else rounds.max(-1)
+    if normalize:
+        whole = jnp.abs(score).sum(tuple(range(1 + place.rounds, score.ndim)), keepdims=True)
+        score = score / jnp.where(whole == 0, 1, whole)
     score = jnp.where(score == 0, 0, score)  # -0.0 and 0.0 are a tie
     score = jnp.where(valid.reshape(-1, *(1,) * (score.ndim - 1)), score, -jnp.inf)
     ones = jnp.ones_like(score, jnp.int32)
