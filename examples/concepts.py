@@ -41,7 +41,14 @@ try:
     from command_line import InputError, add_output, names, run_command
     from concept_picture import Captions, Concept, Layer, save_picture
     from efficientnet_lite import IMAGE_SIZE, EfficientNetLite0, load_variables, preprocess
-    from imagenet import PHOTOGRAPHS, find_class_index, load_image, load_labels, short_name
+    from imagenet import (
+        PHOTOGRAPHS,
+        add_image,
+        find_class_index,
+        load_image,
+        load_labels,
+        short_name,
+    )
     from relax.concepts import Flow, Reference, Top
     from relax.select import only
 except ModuleNotFoundError as missing:
@@ -307,17 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="concepts.py", description="Explain an ImageNet classifier by its concepts."
     )
-    parser.add_argument(
-        "--image",
-        default="chelsea",
-        metavar="PICTURE",
-        help=f"a file, or one of {', '.join(PHOTOGRAPHS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="CLASS",
-        help="the class to explain, by name or by index (default: the most probable one)",
-    )
+    add_image(parser, "chelsea")
     parser.add_argument(
         "--layers",
         type=names,

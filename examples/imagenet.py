@@ -1,5 +1,6 @@
 """What an ImageNet classifier needs around it: photographs of the right size, names of classes."""
 
+import argparse
 import difflib
 import os
 from collections.abc import Callable, Sequence
@@ -137,3 +138,18 @@ def find_class_index(text: str, labels: Sequence[str]) -> int:
         case several:
             offer = "; ".join(f"{index} ({labels[index]})" for index in several)
             raise InputError(f"several classes are called {text!r}, give a number: {offer}")
+
+
+def add_image(parser: argparse.ArgumentParser, default: str) -> None:
+    """The arguments ``--image``, a photograph, and ``--target``, the class that is explained."""
+    parser.add_argument(
+        "--image",
+        default=default,
+        metavar="PICTURE",
+        help=f"a file, or one of {', '.join(PHOTOGRAPHS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="CLASS",
+        help="the class to explain, by name or by index (default: the most probable one)",
+    )

@@ -33,7 +33,7 @@ try:
     from efficientnet_lite import IMAGE_SIZE, EfficientNetLite0, load_variables, preprocess
     from heatmap import save_figure
     from imagenet import (
-        PHOTOGRAPHS,
+        add_image,
         find_class_index,
         load_image,
         load_labels,
@@ -151,17 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="photograph.py", description="Explain an ImageNet classifier's view of a photograph."
     )
-    parser.add_argument(
-        "--image",
-        default="coffee",
-        metavar="PICTURE",
-        help=f"a file, or one of {', '.join(PHOTOGRAPHS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="CLASS",
-        help="the class to explain, by name or by index (default: the most probable one)",
-    )
+    add_image(parser, "coffee")
     choice = parser.add_mutually_exclusive_group()
     add_rules(choice, RULES)
     choice.add_argument(

@@ -11,3 +11,13 @@ def assert_refused(program: str, result: tuple[int, str, str], words: list[str],
     assert len(error.strip().splitlines()) == 1
     assert all(word in error for word in words)
     assert not any(folder.iterdir())
+
+
+def caller(example, capsys):
+    """Calls the command line of an example: exit status, stdout, stderr."""
+
+    def call(*arguments):
+        status = example.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call

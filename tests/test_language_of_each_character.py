@@ -23,7 +23,7 @@ import pytest
 pytest.importorskip("rich", reason="extra `examples` not installed")
 pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
-from command_lines import assert_refused
+from command_lines import assert_refused, caller
 from recurrent_cells import lstm, unrolled, zeros
 from test_words import PageReader
 
@@ -443,12 +443,7 @@ def test_bars_side_by_side_have_one_scale():
 def main(tiny, monkeypatch, capsys):
     """The command line with the tiny network: exit status, stdout, stderr."""
     monkeypatch.setattr(example, "load", lambda: tiny)
-
-    def call(*arguments):
-        status = example.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return caller(example, capsys)
 
 
 @pytest.mark.parametrize(

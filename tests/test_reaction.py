@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 pytest.importorskip("gguf", reason="extra `examples` not installed")
 pytest.importorskip("tokenizers", reason="extra `examples` not installed")
 
-from command_lines import assert_refused
+from command_lines import assert_refused, caller
 from reference_reaction_albert import (
     CONFIG,
     modified_gradient,
@@ -180,12 +180,7 @@ def test_what_is_shown_is_all_there_is(tiny):
 def main(tiny, monkeypatch, capsys):
     """The command line with the tiny network: exit status, stdout, stderr."""
     monkeypatch.setattr(reaction, "load", lambda: tiny)
-
-    def call(*arguments):
-        status = reaction.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return caller(reaction, capsys)
 
 
 def about_amide(*arguments):

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 pytest.importorskip("optax", reason="extra `examples` not installed")
 pytest.importorskip("mlxtend", reason="mlxtend not installed")
 
-from command_lines import assert_refused
+from command_lines import assert_refused, caller
 
 import right_for_the_right_reasons as example
 from decoy_mnist import Digits, load_digits, other_classes, plant, region
@@ -174,12 +174,7 @@ def test_weights_and_gamma_do_not_see_each_other_s_loss(digits):
 @pytest.fixture
 def main(capsys):
     """The command line: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        status = example.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
+    return caller(example, capsys)
 
 
 @pytest.mark.parametrize(
