@@ -1,17 +1,16 @@
-"""One call of a transform: traced, recognized, assigned, rewritten, ready to run."""
+"""One call of a transform: traced, recognized, assigned, rewritten, ready to be run."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from relax import _arguments, _jaxpr
+from relax import _arguments
 from relax._assign import assign
 from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, message
@@ -21,7 +20,7 @@ from relax._recognize import gather_facts
 from relax._rewrite import Rewritten
 from relax._rounds import Tap
 from relax._sections import Section, find_sections
-from relax.rules._base import pair
+from relax.rules._base import Currency
 
 
 class Program:
@@ -69,13 +68,6 @@ class Program:
         self.latent = latent(at, standing, named)
         self._check_dependence(explained, outputs)
         self.in_relevance = in_relevance
-        # Once it was run: what stands at the places of `at`, what arrived there as it travels, and
-        # the function that propagates a part of that onward: from (path, mask), all else zero.
-        self.latent_values: dict[str, jax.Array] = {}
-        self.messages: dict[Tap, jax.Array] = {}
-        self.onward: Callable[[str, jax.Array], tuple[Any, Any]]
-        self.values_as_relevance: Callable[[], None]
-        self.totals: dict[Tap, jax.Array] = {}  # of the account, once it was run
         given = [v for v in outputs if self.facts.tracked[v]] if in_relevance else ()
         self.currencies = find_currencies(section, self.rules, given)
         at_values = conditions(masks, standing, named)
@@ -103,12 +95,18 @@ class Program:
 
     def counters(self) -> dict[Tap, jax.Array]:
         """For each sum of the account a zero, whose derivative it is; in a scan, one a round."""
-        dtype = _shadow_dtype(self.graph)
+        dtype = self.shadow_dtype()
         blank = {}
         for place, section, unit, _, causes in self.accounts:
             for kind in ("in", "out", *causes):
                 blank[place, (kind, unit)] = jnp.zeros(section.lengths, dtype)
         return blank
+
+    def shadow_dtype(self) -> Any:
+        """Of relevance of tokens: the widest float type of the value, at least float32."""
+        graph = self.graph
+        floats = [graph.avals[v].dtype for v in graph.outputs if graph.is_float(v)]
+        return jnp.result_type(jnp.float32, *(d for d in floats if jnp.issubdtype(d, jnp.floating)))
 
     def gives(self, layer: Layer) -> str:
         """What a layer hands to its input: coefficients or relevance."""
@@ -150,7 +148,7 @@ class Program:
     def _explained_names(self) -> list[str]:
         return [self.traced.names[i] for i in self.traced.explained]
 
-    def _probe(self, tap: Tap) -> jax.Array:
+    def probe(self, tap: Tap) -> jax.Array:
         """Zeros of the shape of a value, stacked over the scans around it."""
         section, _ = self.of_section[tap[0]]
         aval = section.graph.avals[tap[1]]
@@ -158,127 +156,28 @@ class Program:
             return jnp.zeros_like(aval)
         return jnp.zeros((*section.lengths, *aval.shape), aval.dtype)
 
-    def run(
-        self, exact_value: bool, restarts: bool = False
-    ) -> tuple[Any, Any, Callable[[Any], tuple[Any, Any]]]:
-        """The value, the auxiliary output, and the function that propagates its seeds.
+    def taps(self) -> tuple[Tap, ...]:
+        """All values at the places that `at` names."""
+        return tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
 
-        ``restarts``: whether `onward` will be called.
-        """
-        traced, graph, rewritten = self.traced, self.graph, self.rewritten
-        for name, leaf in zip(traced.names, traced.leaves, strict=True):
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                raise ArgumentError(
-                    f"`{name}` is a ShapeDtypeStruct, which holds no numbers.\n"
-                    "  For the plan, which needs none: relax.layers(fun, rules)(*args)."
-                )
-        consts, leaves = traced.closed.consts, [jnp.asarray(a) for a in traced.leaves]
-        moving = [i for i in traced.explained if graph.is_float(graph.inputs[i])]
-        taps = tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
-        probes = [self._probe(tap) for tap in taps]
-        carrying = graph.outputs[: traced.count]
-        carried = [i for i, v in enumerate(carrying) if self.facts.tracked[v]]
+    def currency(self, tap: Tap) -> Currency:
+        """What arrives at a value."""
+        return self.of_section[tap[0]][1].of[tap[1]]
 
-        blank = self.counters()
-        rounds = dict(self.rewritten.rounds())
-        tokens = [i for i in traced.explained if i not in moving]
-        blanks = [jnp.zeros_like(leaves[i], _shadow_dtype(graph)) for i in tokens]
-
-        def forward(
-            inputs: Sequence[Any],
-            probes: Sequence[Any],
-            blanks: Sequence[Any],
-            counters: Sequence[Any],
-        ) -> Any:
-            arguments = list(leaves)
-            for i, x in zip(moving, inputs, strict=True):
-                arguments[i] = x
-            shadows = {graph.inputs[i]: x for i, x in zip(tokens, blanks, strict=True)}
-            known = dict(zip((*taps, *blank), (*probes, *counters), strict=True)) | rounds
-            outputs, seen = rewritten(consts, arguments, known, shadows)
-            values = [seen[tap] for tap in taps]
-            ends = [outputs[i] for i in carried], values if restarts else []
-            return ends, (outputs, values)
-
-        inputs = [leaves[i] for i in moving]
-        _, pull_back, (outputs, seen) = jax.vjp(
-            forward, inputs, probes, blanks, list(blank.values()), has_aux=True
-        )
-        exact = exact_value and not any(isinstance(a, Tracer) for a in (*consts, *leaves))
-        extra: list[Any] = []
-        if exact or len(traced.closed.jaxpr.outvars) > traced.count:
-            whole = _jaxpr.jaxpr_as_fun(traced.closed)(*leaves)
-            extra = whole[traced.count :]
-            outputs = whole[: traced.count] if exact else outputs
-        self.latent_values = self._by_path(dict(zip(taps, seen, strict=True)))
-        value = jax.tree.unflatten(traced.value_tree, outputs)
-        aux = traced.rebuild_aux(extra)
-        of = self.currencies.of
-
-        def finish(ends: Any, starts: Sequence[Any]) -> tuple[tuple[Any, Any], Any]:
-            at_inputs, at_probes, at_tokens, totals = pull_back((ends, starts))
-            self.totals = dict(zip(blank, totals, strict=True))
-            relevance: dict[int, Any] = {
-                i: _relevance(of[graph.inputs[i]], leaves[i], c)
-                for i, c in zip(moving, at_inputs, strict=True)
-            }
-            relevance |= dict(zip(tokens, at_tokens, strict=True))
-            parts = [relevance[i] for i in traced.explained]
-            found = {
-                tap: _relevance(self.of_section[tap[0]][1].of[tap[1]], x, c)
-                for tap, x, c in zip(taps, seen, at_probes, strict=True)
-            }
-            return (traced.rebuild(parts), self._by_path(found)), at_probes
-
-        def relprop(seeds: Any) -> tuple[Any, Any]:
-            flat = jax.tree.leaves(seeds)
-            ends = []
-            for i in carried:
-                seed = flat[i]
-                if of[carrying[i]] == "relevance" and not self.in_relevance:
-                    seed = seed * outputs[i]
-                ends.append(seed)
-            starts = [jnp.zeros_like(x) for x in seen] if restarts else []
-            found, messages = finish(ends, starts)
-            self.messages = dict(zip(taps, messages, strict=True))
-            return found
-
-        def onward(path: str, mask: jax.Array) -> tuple[Any, Any]:
-            pieces = self._pieces(path, mask)
-            starts = [
-                (self.messages[tap] * pieces[tap]).astype(x.dtype)
-                if tap in pieces
-                else jnp.zeros_like(x)
-                for tap, x in zip(taps, seen, strict=True)
-            ]
-            ends = [jnp.zeros_like(outputs[i]) for i in carried]
-            return finish(ends, starts)[0]
-
-        def values_as_relevance() -> None:
-            """Makes each value at a place its own relevance, in the place of what arrived."""
-            currency = lambda tap: self.of_section[tap[0]][1].of[tap[1]]
-            self.messages = {
-                tap: x if currency(tap) == "relevance" else jnp.ones_like(x)
-                for tap, x in zip(taps, seen, strict=True)
-            }
-
-        self.onward, self.values_as_relevance = onward, values_as_relevance
-        return value, aux, relprop
-
-    def _pieces(self, path: str, mask: jax.Array) -> dict[Tap, jax.Array]:
+    def pieces(self, path: str, mask: jax.Array) -> dict[Tap, jax.Array]:
         """A mask of what stands at a path, for each of the values that are put together there."""
         taps = self.latent[path]
         if len(taps) == 1:
             return {taps[0]: mask}
-        put = lambda parts: self._by_path(dict(zip(taps, parts, strict=True)) | rest)[path]
-        rest = {t: self._probe(t) for parts in self.latent.values() for t in parts if t not in taps}
-        parts = [self._probe(tap) for tap in taps]
+        put = lambda parts: self.by_path(dict(zip(taps, parts, strict=True)) | rest)[path]
+        rest = {tap: self.probe(tap) for tap in self.taps() if tap not in taps}
+        parts = [self.probe(tap) for tap in taps]
         whole = jax.eval_shape(put, parts)
         _, transpose = jax.vjp(put, parts)  # a permutation: its transpose takes it apart again
         (found,) = transpose(jnp.broadcast_to(mask, whole.shape).astype(whole.dtype))
         return dict(zip(taps, found, strict=True))
 
-    def _by_path(self, found: dict[Tap, jax.Array]) -> dict[str, jax.Array]:
+    def by_path(self, found: dict[Tap, jax.Array]) -> dict[str, jax.Array]:
         """Arrays at the places that `at` names, by path."""
         return {
             path: joined([found[tap] for tap in parts], path, self.of_section.values())
@@ -291,8 +190,7 @@ class Program:
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the arrays at the places that `at` names."""
-        taps = {tap for parts in self.latent.values() for tap in parts}
-        return jax.eval_shape(lambda: self._by_path({tap: self._probe(tap) for tap in taps}))
+        return jax.eval_shape(lambda: self.by_path({tap: self.probe(tap) for tap in self.taps()}))
 
     def in_order(self) -> list[str]:
         """The places that `at` names, in order of evaluation."""
@@ -308,13 +206,3 @@ def _currencies(
     for index, bodies in section.inner.items():
         for body, found in zip(bodies, currencies.inner[index], strict=True):
             yield from _currencies(body, found)
-
-
-def _shadow_dtype(graph: Any) -> Any:
-    """Relevance of tokens in the widest float type of the value, at least float32."""
-    floats = [graph.avals[v].dtype for v in graph.outputs if graph.is_float(v)]
-    return jnp.result_type(jnp.float32, *(d for d in floats if jnp.issubdtype(d, jnp.floating)))
-
-
-def _relevance(currency: str, value: Any, carried: Any) -> Any:
-    return carried if currency == "relevance" else pair(value, carried)

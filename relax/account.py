@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from relax import _target
 from relax._program import Program
+from relax._run import Run
 from relax.rules import Epsilon
 from relax.rules._base import CAUSES, Rule, describe
 from relax.rules.general import unmasked
@@ -304,11 +305,12 @@ def ledger(
         program = Program(
             fun, rules, argnums, None, has_aux, args, kwargs, in_relevance, counts=True
         )
-        value, aux, pull_back = program.run(False)
+        run = Run(program)
+        value, aux = run.value, run.aux
         seeds = _target.seeds(target, value)
-        relevance, _ = pull_back(seeds)
+        relevance, _ = run.relprop(seeds)
         given = seeds if in_relevance else jax.tree.map(jnp.multiply, value, seeds)
-        account = _account(program, _total(value), _total(given), _total(relevance))
+        account = _account(run, _total(value), _total(given), _total(relevance))
         return ((relevance, account), aux) if has_aux else (relevance, account)
 
     return explained
@@ -328,11 +330,11 @@ def _tells(rule: Rule, kind: str) -> bool:
     return told and own.__module__.startswith("relax.rules.")
 
 
-def _account(program: Program, value: Any, explained: Any, received: Any) -> Ledger:
-    places, sums = [], []
+def _account(run: Run, value: Any, explained: Any, received: Any) -> Ledger:
+    program, places, sums = run.program, [], []
     for place, section, unit, layer, causes in program.accounts:
         rounds = len(section.lengths)
-        found = {kind: program.totals[place, (kind, unit)] for kind in ("out", "in", *causes)}
+        found = {kind: run.totals[place, (kind, unit)] for kind in ("out", "in", *causes)}
         if layer is not None and layer.kind == "embedding":
             found["in"] = found["out"] - found["mask"]  # all of it is the tokens'
         if layer is not None:

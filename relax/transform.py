@@ -134,9 +134,11 @@ def vrp(
     """
     argnums = tuple(range(len(primals)))
     from relax._program import Program  # on first use: see relax/__init__.py
+    from relax._run import Run
 
     program = Program(fun, rules, argnums, None, has_aux, primals, {}, in_relevance=True)
-    value, aux, pull_back = program.run(exact_value=True)
+    run = Run(program, exact_value=True)
+    value = run.value
 
     def relprop(relevance: Any) -> Any:
         expected = jax.tree.structure(value)
@@ -145,9 +147,9 @@ def vrp(
                 f"relprop: relevance has structure {jax.tree.structure(relevance)}; "
                 f"the value has {expected}."
             )
-        return pull_back(_target.given(relevance, value))[0]
+        return run.relprop(_target.given(relevance, value))[0]
 
-    return (value, relprop, aux) if has_aux else (value, relprop)
+    return (value, relprop, run.aux) if has_aux else (value, relprop)
 
 
 def _explain(
@@ -162,10 +164,11 @@ def _explain(
     exact_value: bool,
 ) -> tuple[Any, Any, Any]:
     from relax._program import Program  # on first use: see relax/__init__.py
+    from relax._run import Run
 
     program = Program(
         fun, rules, argnums, at, has_aux, args, kwargs, _target.gives_relevance(target)
     )
-    value, aux, pull_back = program.run(exact_value)
-    relevance, latent = pull_back(_target.seeds(target, value))
-    return value, aux, (relevance if at is None else (relevance, latent))
+    run = Run(program, exact_value)
+    relevance, latent = run.relprop(_target.seeds(target, run.value))
+    return run.value, run.aux, (relevance if at is None else (relevance, latent))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from relax import _target
 from relax._program import Program
+from relax._run import Run
 from relax.concepts._places import flat_concepts, the_place
 from relax.rules import Epsilon
 from relax.sweeps import sweep
@@ -71,12 +72,12 @@ def crp(
         program = Program(fun, rules, argnums, at, has_aux, args, kwargs, given)
         place = the_place(program, at, axis)
         chosen = jnp.arange(place.count) if concepts is None else flat_concepts(place, concepts)
-        value, aux, relprop = program.run(False, restarts=True)
-        relprop(_target.seeds(target, value))
-        through = lambda concept: program.onward(place.path, place.mask(concept))[0]
+        run = Run(program, restarts=True)
+        run.relprop(_target.seeds(target, run.value))
+        through = lambda concept: run.onward(place.path, place.mask(concept))[0]
         relevance = sweep(through, batch_size=batch_size)(chosen)
         if concepts is None:
             relevance = jax.tree.map(lambda r: r.reshape(*place.sizes, *r.shape[1:]), relevance)
-        return (relevance, aux) if has_aux else relevance
+        return (relevance, run.aux) if has_aux else relevance
 
     return explained

@@ -15,6 +15,7 @@ from relax import _target
 from relax._errors import ArgumentError
 from relax._numerics import is_count
 from relax._program import Program
+from relax._run import Run
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
 from relax.sweeps import sweep
@@ -218,8 +219,8 @@ def flow(
                 f"flow(at={at!r}): names only {[place.path for place in places]}, and relevance "
                 "flows between two layers or more."
             )
-        value, _, relprop = program.run(False, restarts=True)
-        _, latent = relprop(_target.seeds(target, value))
+        run = Run(program, restarts=True)
+        _, latent = run.relprop(_target.seeds(target, run.value))
         whole = [place.per_concept(latent[place.path]).reshape(-1) for place in places]
         concepts = [
             jax.lax.top_k(jnp.abs(r), min(width, place.count))[1]
@@ -228,7 +229,7 @@ def flow(
 
         def handed(upper: Place, lower: Place) -> Callable[[jax.Array], jax.Array]:
             def through(concept: jax.Array) -> jax.Array:
-                _, found = program.onward(upper.path, upper.mask(concept))
+                _, found = run.onward(upper.path, upper.mask(concept))
                 return lower.per_concept(found[lower.path]).reshape(-1)
 
             return through

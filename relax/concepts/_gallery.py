@@ -12,6 +12,7 @@ import numpy as np
 from relax import _target
 from relax._errors import ArgumentError
 from relax._program import Program
+from relax._run import Run
 from relax.concepts._maximization import Top
 from relax.concepts._places import find_places, flat_concepts, the_place
 
@@ -107,13 +108,13 @@ def references(
         def explain(leading: Any, batch: Any, concept: Any, positions: Any) -> jax.Array:
             program = Program(fun, rules, -1, at, False, (*leading, batch), {}, given)
             (here,) = find_places(program, axis, batch_axis)
-            value, _, relprop = program.run(False, restarts=True)
+            run = Run(program, restarts=True)
             if by == "activation":
-                program.values_as_relevance()
+                run.take_values_as_relevance()
             else:
-                relprop(_target.seeds(target, value))
+                run.relprop(_target.seeds(target, run.value))
             mask = here.unit(concept, positions) if unit else here.mask(concept)
-            relevance, _ = program.onward(here.path, mask)
+            relevance, _ = run.onward(here.path, mask)
             return relevance if relevance.ndim == 3 else relevance.sum(_behind(channel_axis))
 
         last = lambda x: x if x.ndim == 2 else np.moveaxis(x, channel_axis, -1)

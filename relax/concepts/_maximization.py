@@ -12,6 +12,7 @@ from relax import _target
 from relax._errors import ArgumentError
 from relax._numerics import is_count, wide
 from relax._program import Program
+from relax._run import Run
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
 
@@ -153,11 +154,10 @@ def maximization(
 
     def update(state: State, *args: Any) -> State:
         program, places = program_of(args)
-        value, _, pull_back = program.run(False)
+        run = Run(program)
+        latent = run.latent_values
         if by == "relevance":
-            _, latent = pull_back(_target.seeds(target, value))
-        else:
-            latent = program.latent_values
+            _, latent = run.relprop(_target.seeds(target, run.value))
         parts = {place.path: place.per_sample(wide(latent[place.path])) for place in places}
         finite = [jnp.isfinite(x).all((1, 2)) for x in parts.values()]
         valid = jnp.stack(finite).all(0)
@@ -176,7 +176,7 @@ def maximization(
         invalid = state.invalid + jnp.sum(~valid, dtype=jnp.int32)
         return State(top, state.seen + valid.size, invalid)
 
-    def run(*args: Any) -> State:
+    def run_all(*args: Any) -> State:
         *leading, batches = args
         if not isinstance(batches, Iterable):
             raise ArgumentError("run(*leading, batches): the last argument is no iterable.")
@@ -188,7 +188,7 @@ def maximization(
             raise ArgumentError("run(*leading, batches): there is no batch.")
         return state
 
-    return Maximization(init, update, run)
+    return Maximization(init, update, run_all)
 
 
 def _wide(dtype: Any) -> Any:
