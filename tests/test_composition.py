@@ -130,7 +130,13 @@ SYMBOLIC = {
 }
 
 
-@pytest.mark.parametrize("name", SYMBOLIC)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("convolutional", "attention") else pytest.mark.slow)
+        for n in SYMBOLIC
+    ],
+)
 def test_exported_for_any_batch(name, rng):
     """Symbolic sizes: one program, called with several; the plan is that of sizes in numbers."""
     model, sizes, rule = SYMBOLIC[name]

@@ -155,7 +155,14 @@ def test_grad_of_input_and_parameters(name):
     check_gradient(lambda p: compiled_loss(rule, p, X), PARAMS, gradient[1])
 
 
-@pytest.mark.parametrize("name", [n for n, r in CATALOG.items() if jax.tree.leaves(r)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+        for n, r in CATALOG.items()
+        if jax.tree.leaves(r)
+    ],
+)
 def test_grad_and_vmap_of_hyperparameters(name):
     """Along random directions; and a sweep of all at once against each setting alone."""
     rule = as_arrays(CATALOG[name])
