@@ -59,7 +59,7 @@ def sensitivity_n(
       >>> f = lambda w, x: x @ w
       >>> w, x = jnp.array([[1.0], [-2.0], [3.0]]), jnp.array([[1.0, 1.0, 2.0]])
       >>> score = relax.evaluation.sensitivity_n(f, w, x, key=jax.random.key(0), n=1)
-      >>> print(score(relax.lrp(f, relax.rules.Epsilon(0.0))(w, x)))
+      >>> print(score(relax.lrp(f, relax.rules.Epsilon(0.0))(w, x)).round(3))
       [1.]
 
     Source: Ancona et al. 2018, section 3.1.
