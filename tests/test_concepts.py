@@ -184,6 +184,7 @@ def test_concepts_of_embeddings_and_of_values_of_one_name(p, rng):
         relax.crp(twice, at="h")(p, x)
 
 
+@pytest.mark.slow
 def test_what_it_shares_with_lrp(p, x):
     """aux, several explained arguments, a batch by vmap, derivatives, samples alone."""
     fun = lambda x, y: (network(p, x + y), {"aux": x})
@@ -475,6 +476,7 @@ def test_the_strongest_few(p, x):
     pyplot.close(axes.figure)
 
 
+@pytest.mark.slow
 def test_a_graph_under_vmap(p, x):
     """One graph for each sample; they are a pytree."""
     find = concepts.flow(network, at=["body", "stem"], width=2, target=0)

@@ -33,9 +33,12 @@ def test_snippets_print_what_the_readme_says():
 
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+LONG = ("sweeps.md", "training.md")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow if p in LONG else ()) for p in PAGES]
+)
 def test_snippets_of_a_page_run(page):
     """All python blocks of a page, in order, as one program."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")

@@ -33,7 +33,9 @@ def of_gamma(p, x):
 GAMMAS = jnp.linspace(0, 1, 7)
 
 
-@pytest.mark.parametrize("batch_size", [None, 3, 7])
+@pytest.mark.parametrize(
+    "batch_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (None, 7))]
+)
 def test_it_is_vmap(batch_size, p, x):
     """In values, structure and derivatives, whatever the size of the batches; under jit too."""
 
