@@ -291,7 +291,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         explanation = jax.jit(lambda *given: explain(*given, **options))(variables, image)
     except (relax.ArgumentError, relax.UnmatchedSelectorError) as error:
-        raise InputError(f"--layers: {' '.join(str(error).split())}") from error
+        raise InputError(f"--layers: {error}") from error
     explanation = jax.device_get(explanation)
     print(f"relevance of the channels, and what they hand on\n{explanation.flow}\n")
 

@@ -21,7 +21,7 @@ from relax.transform import lrp, value_and_lrp, vrp
 
 if TYPE_CHECKING:
     from relax import composites, concepts, evaluation, select
-    from relax._assign import Composite
+    from relax._forms import Composite
     from relax.account import Ledger, ledger
     from relax.concepts import crp
     from relax.custom import custom_relprop
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 # Imported on first use, with the engine, so that `import relax` stays light.
 _LAZY = {
-    "Composite": "relax._assign",
+    "Composite": "relax._forms",
     "Ledger": "relax.account",
     "Plan": "relax.plan",
     "composites": "",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
-
-import jax
 
 from relax import select
 from relax._errors import (
@@ -17,6 +14,7 @@ from relax._errors import (
     UnsupportedOperationError,
     message,
 )
+from relax._forms import Composite, entries_of
 from relax._graph import Layer
 from relax._jaxpr import ENDLESS
 from relax._paths import matches, nearest
@@ -36,67 +34,6 @@ from relax.rules import (
 from relax.rules._base import AFFINE, describe
 from relax.rules.activation import ReLURule
 from relax.rules.general import unmasked
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
-class Composite:
-    """An ordered list of (selector, rule); the first match wins. A pytree: rules are its children.
-
-    Args:
-      entries: pairs of a selector (a glob or a predicate of `relax.select`) and a rule.
-      strict: whether a selector that matches no layer is an error.
-
-    Example:
-      >>> import relax
-      >>> from relax import rules, select
-      >>> relax.Composite(((select.first, rules.Flat()), (select.affine, rules.Epsilon())))
-      Composite(first: Flat(1e-06), affine: Epsilon(1e-06))
-    """
-
-    entries: tuple[tuple[Any, Rule], ...]
-    strict: bool = True
-
-    def __post_init__(self) -> None:
-        pairs = []
-        for entry in self.entries:
-            if not (isinstance(entry, tuple) and len(entry) == 2):
-                raise RuleError(f"Composite: expected pairs (selector, rule), got {entry!r}.")
-            selector, rule = entry
-            if not isinstance(rule, Rule):
-                hint = (
-                    f"Did you mean {rule.__name__}()?"
-                    if isinstance(rule, type)
-                    else ("Rules are instances such as relax.rules.Epsilon().")
-                )
-                raise RuleError(f"{selector!r}: {rule!r} is no rule.\n  {hint}")
-            if not isinstance(selector, str) and not callable(selector):
-                raise RuleError(f"{selector!r} is no selector: give a glob or a predicate.")
-            pairs.append((selector, rule))
-        object.__setattr__(self, "entries", tuple(pairs))
-
-    def tree_flatten(self) -> tuple[Any, Any]:
-        return [rule for _, rule in self.entries], (tuple(s for s, _ in self.entries), self.strict)
-
-    @classmethod
-    def tree_unflatten(cls, fixed: Any, rules: Any) -> Composite:
-        composite = object.__new__(cls)  # not __init__: rules may be placeholders
-        object.__setattr__(composite, "entries", tuple(zip(fixed[0], rules, strict=True)))
-        object.__setattr__(composite, "strict", fixed[1])
-        return composite
-
-    def __repr__(self) -> str:
-        pairs = (f"{select.predicate(s).name}: {describe(rule)}" for s, rule in self.entries)
-        return f"Composite({', '.join(pairs)})"
-
-
-def before(entries: Sequence[tuple[Any, Rule]], rules: Any) -> list[Any]:
-    """Rules in any form, with entries in front of them."""
-    if isinstance(rules, Mapping):
-        return [*entries, *rules.items()]
-    if isinstance(rules, Sequence) and not isinstance(rules, str):
-        return [*entries, *rules]
-    return [*entries, rules]
 
 
 class Conditions(NamedTuple):
@@ -123,7 +60,7 @@ def assign(
     chosen: list[Rule | None] = [None] * len(layers)
     masks: dict[int, list[Mask]] = {}
     conditions = Conditions({}, {})
-    for selector, given, strict in _entries(rules):
+    for selector, given, strict in entries_of(rules):
         pairs: list[tuple[Layer, Rule | None]]
         if not isinstance(given, Rule):
             pairs = [(layer, _called(given, layer)) for layer in layers]
@@ -220,36 +157,6 @@ def _idle(rule: Rule, layers: Sequence[Layer]) -> str:
     there = ", ".join(sorted({layer.kind for layer in layers})) or "no layers at all"
     return (
         f"{describe(rule)} has nothing to act on: it is for {kinds}, and the function has {there}."
-    )
-
-
-def _entries(rules: Any) -> list[tuple[Any, Any, bool]]:
-    """Selectors, each with its rule, and whether it is strict.
-
-    None in the place of a selector: the rule goes to its kinds, or is a callable ``layer -> rule``.
-    """
-    if isinstance(rules, type):
-        raise RuleError(f"{rules!r} is a class, not a rule.\n  Did you mean {rules.__name__}()?")
-    if isinstance(rules, Rule):
-        return [(None, rules, False)]
-    if isinstance(rules, Composite):
-        return [(selector, rule, rules.strict) for selector, rule in rules.entries]
-    if isinstance(rules, Mapping):
-        return _entries(Composite(tuple(rules.items())))
-    if getattr(rules, "__module__", "") == "relax.composites" and callable(rules):
-        raise RuleError(f"{rules!r} makes a composite.\n  Did you mean {rules.__name__}()?")
-    if callable(rules):
-        return [(None, rules, False)]
-    if isinstance(rules, Sequence) and not isinstance(rules, str):
-        entries: list[tuple[Any, Any, bool]] = []
-        for item in rules:
-            pair: Any = item
-            nested = isinstance(item, (Rule, Composite, Mapping, list)) or callable(item)
-            entries += _entries(item if nested else Composite((pair,)))
-        return entries
-    raise RuleError(
-        f"`rules` must be a rule, a composite, a mapping or list of (selector, rule), or a "
-        f"callable layer -> rule; got {rules!r}.\n  For example relax.rules.Epsilon()."
     )
 
 

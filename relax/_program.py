@@ -76,6 +76,7 @@ class Program:
         self.rewritten = Rewritten(
             section, self.rules, self.currencies, masks=at_values, counts=counts
         )
+        self.rounds = dict(self.rewritten.rounds())
         self.accounts = list(self.rewritten.accounts()) if counts else []
         self._refuse_mapped_accounts()
         self.of_section = dict(_currencies(section, self.currencies))

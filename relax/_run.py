@@ -47,7 +47,6 @@ class Run:
         carrying = graph.outputs[: traced.count]
         self._carried = [i for i, v in enumerate(carrying) if program.facts.tracked[v]]
         self._blank = program.counters()
-        rounds = dict(program.rewritten.rounds())
 
         def forward(
             inputs: Sequence[Any],
@@ -60,7 +59,7 @@ class Run:
                 arguments[i] = x
             shadows = {graph.inputs[i]: x for i, x in zip(self._tokens, blanks, strict=True)}
             keys, given = (*self._taps, *self._blank), (*probes, *counters)
-            known = dict(zip(keys, given, strict=True)) | rounds
+            known = dict(zip(keys, given, strict=True)) | program.rounds
             outputs, seen = program.rewritten(consts, arguments, known, shadows)
             values = [seen[tap] for tap in self._taps]
             ends = [outputs[i] for i in self._carried], values if restarts else []
@@ -99,8 +98,9 @@ class Run:
                 seed = seed * self._outputs[i]
             ends.append(seed)
         starts = [jnp.zeros_like(x) for x in self._seen] if self.restarts else []
-        found, messages = self._propagate(ends, starts)
+        found, messages, totals = self._propagate(ends, starts)
         self._messages = dict(zip(self._taps, messages, strict=True))
+        self.totals = dict(zip(self._blank, totals, strict=True))
         return found
 
     def onward(self, path: str, mask: jax.Array) -> tuple[Any, Any]:
@@ -122,11 +122,11 @@ class Run:
             for tap, x in zip(self._taps, self._seen, strict=True)
         }
 
-    def _propagate(self, ends: Any, starts: Sequence[Any]) -> tuple[tuple[Any, Any], Any]:
+    def _propagate(self, ends: Any, starts: Sequence[Any]) -> tuple[tuple[Any, Any], Any, Any]:
+        """What `relprop` returns, what arrived at the places of ``at``, and the account's sums."""
         program, traced = self.program, self.program.traced
         of, inputs = program.currencies.of, program.graph.inputs
         at_inputs, at_probes, at_tokens, totals = self._pull_back((ends, starts))
-        self.totals = dict(zip(self._blank, totals, strict=True))
         relevance: dict[int, Any] = {
             i: _relevance(of[inputs[i]], self._leaves[i], c)
             for i, c in zip(self._moving, at_inputs, strict=True)
@@ -137,7 +137,7 @@ class Run:
             for tap, x, c in zip(self._taps, self._seen, at_probes, strict=True)
         }
         explained = traced.rebuild([relevance[i] for i in traced.explained])
-        return (explained, program.by_path(found)), at_probes
+        return (explained, program.by_path(found)), at_probes, totals
 
 
 def _relevance(currency: str, value: Any, carried: Any) -> Any:

@@ -25,15 +25,14 @@ class Named(NamedTuple):
 
     Attributes:
       section, value: where it is.
-      name: with its scope; ``label``: with ``#n`` for the n-th further value of that name, and
-        told apart from a layer of the same path.
+      label: its name with its scope, with ``#n`` for the n-th further value of that name, and told
+        apart from a layer of the same path.
       addresses: everything a glob is matched against.
       where: the user's file and line.
     """
 
     section: Section
     value: int
-    name: str
     label: str
     addresses: tuple[str, ...]
     where: str
@@ -70,7 +69,7 @@ class Section:
             label = f"{name}#{occurrence}" if occurrence else name
             label = f"{label} (value)" if label in taken else label
             own = (name, f"{name}#{occurrence}", label)
-            found.append(Named(section, value, name, label, own, where))
+            found.append(Named(section, value, label, own, where))
         return found
 
     def _names(self) -> Iterator[tuple[Section, int, str, str]]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from relax import select
-from relax._assign import Composite
+from relax._forms import Composite
 from relax.rules import (
     AlphaBeta,
     BetaSmooth,

@@ -12,7 +12,7 @@ import numpy as np
 
 from relax import _target
 from relax._errors import ArgumentError
-from relax._numerics import is_count, wide
+from relax._numerics import divide, is_count, wide
 from relax.sweeps import sweep
 
 
@@ -125,6 +125,9 @@ def patches(shape: tuple[int, ...], size: int) -> np.ndarray:
       shape: of the picture, ``(height, width)`` or ``(height, width, channels)``.
       size: of the squares, in pixels; those at the edge are smaller.
 
+    Raises:
+      ArgumentError: that is no picture, or the size is no positive number.
+
     Example:
       >>> import relax
       >>> print(relax.evaluation.patches((2, 4, 3), 2)[..., 0])
@@ -163,8 +166,7 @@ def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
     def scaled(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         v = wide(v) - wide(v).mean(0, keepdims=True)
         largest = jnp.abs(v).max(0, keepdims=True)  # squares of the numbers as they are may vanish
-        varies = largest > 0
-        v = v / jnp.where(varies, largest, 1)
+        varies, v = largest > 0, divide(v, largest)
         norm = jnp.sqrt(jnp.where(varies, (v * v).sum(0, keepdims=True), 1))
         return v / norm, varies[0]
 

@@ -68,7 +68,7 @@ def sweep(fun: Callable[..., Any], *, batch_size: int | None = None) -> Callable
             for leaf in leaves
         ]
         results, rest, fixed = _jaxpr.split(flat, rows)
-        moving = lax.map(lambda row: rest(row), leaves, batch_size=batch_size)
+        moving = lax.map(rest, leaves, batch_size=batch_size)
         each = iter(moving)
         whole = [
             jnp.broadcast_to(result, (count, *jnp.shape(result))) if stays else next(each)

@@ -13,8 +13,8 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from relax import select
-from relax._assign import before
 from relax._errors import ArgumentError
+from relax._forms import before
 from relax._program import Program
 from relax.rules import PerRound
 from relax.rules.general import unmasked
@@ -161,12 +161,8 @@ def _with(rules: Any, program: Program, name: str, values: dict[str, Any]) -> li
 
 
 def _hyper_parameters(rule: Any) -> set[str]:
-    """The fields of a rule that are numbers."""
-    return {
-        field.name
-        for field in dataclasses.fields(rule)
-        if not field.metadata.get("static") and not isinstance(getattr(rule, field.name), str)
-    }
+    """The fields of a rule that are leaves: numbers and arrays."""
+    return {path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(rule)}
 
 
 def _by_grid(

@@ -580,6 +580,17 @@ def test_a_rule_that_serves_nothing_here():
     assert "Homeless" in text
 
 
+def test_a_rule_of_ones_own_without_its_method():
+    """It is named, and what it lacks."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Unshared(rules.ProductRule):
+        pass
+
+    text = raised(relax.RuleError, relax.lrp(lambda x: x @ x.T, Unshared()), jnp.ones((2, 2)))
+    assert "Unshared defines no method `shares`" in text
+
+
 def test_a_mask_that_does_not_broadcast():
     """Both shapes."""
     mask = rules.Mask(jnp.ones(5), rules.Epsilon())

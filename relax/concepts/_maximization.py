@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from relax import _target
 from relax._errors import ArgumentError
-from relax._numerics import is_count, wide
+from relax._numerics import divide, is_count, wide
 from relax._program import Program
 from relax._run import Run
 from relax.concepts._places import Place, find_places
@@ -210,7 +210,7 @@ def _merged(
     score = rounds.sum(-1) if reduce == "sum" else rounds.max(-1)
     if normalize:
         whole = jnp.abs(score).sum(tuple(range(1 + place.rounds, score.ndim)), keepdims=True)
-        score = score / jnp.where(whole == 0, 1, whole)
+        score = divide(score, whole)
     score = jnp.where(score == 0, 0, score)  # -0.0 and 0.0 are a tie
     score = jnp.where(valid.reshape(-1, *(1,) * (score.ndim - 1)), score, -jnp.inf)
     ones = jnp.ones_like(score, jnp.int32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from relax._errors import RuleError
 from relax.rules._base import AFFINE, Currency, Outgoing, Rule, require_finite
 
 
@@ -61,7 +62,7 @@ class ReLURule(ActivationRule):
         return self.rectified(x, relevance)
 
     def rectified(self, x: jax.Array, relevance: jax.Array) -> jax.Array:
-        raise NotImplementedError(type(self).__name__)
+        raise RuleError(f"{type(self).__name__} defines no method `rectified`.")
 
 
 @dataclasses.dataclass(frozen=True)

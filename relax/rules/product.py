@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from relax._errors import HyperparameterError
+from relax._errors import HyperparameterError, RuleError
 from relax.rules._base import Currency, Outgoing, Rule, static
 
 GATES = ("unit", "softmax", "activation")
@@ -24,7 +24,7 @@ class ProductRule(Rule):
 
     def shares(self, layer: Any) -> tuple[float, float]:
         """The shares of the two operands; they should add up to 1."""
-        raise NotImplementedError(type(self).__name__)
+        raise RuleError(f"{type(self).__name__} defines no method `shares`.")
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
         if type(self).relevance is not Rule.relevance:
