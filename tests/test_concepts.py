@@ -405,7 +405,7 @@ def test_the_box_holds_its_share(share, rng):
 
 def test_the_gallery_is_drawn(p, searched):
     """A picture and a heatmap for each reference, at the size of its box."""
-    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="extra `examples` not installed")
     data, top = searched
     rows = concepts.references(
         network, rules.Epsilon(), top, data, at="body", concepts=[3, 1], target="max"
@@ -450,7 +450,7 @@ def test_edges_add_up_to_what_the_lower_concepts_have(name, p, x):
 
 def test_the_strongest_few(p, x):
     """A part of the whole graph; edges one by one, as text, and in a picture."""
-    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="extra `examples` not installed")
     make = lambda width, size: concepts.flow(
         network, at=["bodies", "stem"], width=width, batch_size=size, target=1
     )(p, x)
