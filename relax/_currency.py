@@ -2,17 +2,21 @@
 
 The message of a value x is either its relevance R or a coefficient c with R = x c. As coefficients,
 linear operations are their own transposes: free and without division. Relevance is needed where R
-is not proportional to x: behind Flat, WSquare, ZBox, and activations with phi(0) != 0.
+is not proportional to x: behind Flat, WSquare, ZBox, and activations with phi(0) != 0. It is better
+between an activation and a rule that divides R by a sum of its own, as z+: then nobody needs the
+value between them any more, and it need not be kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from relax._graph import Equation
+import jax.numpy as jnp
+
+from relax._graph import Equation, Graph
 from relax._sections import Section
-from relax.rules import Rule
+from relax.rules import Pass, Rule
 from relax.rules._base import Currency
 
 
@@ -48,7 +52,7 @@ def find_currencies(
     graph, tracked = section.graph, section.facts.tracked
     owner = {i: layer for layer in section.layers for i in layer.owned}
     of: list[Currency] = ["coefficient"] * len(graph.avals)
-    for value in in_relevance:
+    for value in (*in_relevance, *_rather_relevance(section, rules)):
         of[value] = "relevance"
     result = Currencies(of, {}, {})
     for index in reversed(range(len(graph.equations))):
@@ -72,6 +76,28 @@ def find_currencies(
                 if tracked[value]:
                     of[value] = "relevance"
     return result
+
+
+def _rather_relevance(section: Section, rules: Sequence[Rule]) -> Iterator[int]:
+    """Outputs of activations whose input only a rule that takes relevance has made."""
+    graph = section.graph
+    made_by = {v: layer for layer in section.layers for v in layer.outputs}
+    consumers = graph.consumers()
+    for layer in section.layers:
+        if layer.kind != "activation" or not layer.details.passes_zero:
+            continue
+        (value,) = layer.inputs
+        below = made_by.get(value)
+        if below is None or not rules[below.index].takes_relevance:
+            continue
+        passes = isinstance(rules[layer.index], Pass)
+        if passes and set(consumers[value]) <= set(layer.equations) and _has_room(graph, value):
+            yield layer.outputs[0]
+
+
+def _has_room(graph: Graph, value: int) -> bool:
+    """Relevance of single values is small: too small for float16, where coefficients are not."""
+    return bool(graph.avals[value].dtype != jnp.float16)
 
 
 def _through_bodies(

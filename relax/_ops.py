@@ -18,6 +18,7 @@ from relax._errors import RelaxError, RuleError, message
 from relax._graph import Graph, Layer
 from relax._joint import apart, beside
 from relax._numerics import is_number, narrow, positive, wide
+from relax._order import after
 from relax._recognize import AFFINE
 from relax._recognize.joint import JointDetails
 from relax._views import Evaluated, view
@@ -33,7 +34,8 @@ class LayerOp:
     """One layer with its rule, as static data of the operation.
 
     Hyper-parameters that are Python numbers stay here, so that a rule can leave out what a zero
-    makes superfluous; arrays and tracers are operands.
+    makes superfluous; arrays and tracers are operands. ``activation``: the layer that made the
+    input, if the input is to be made again from that layer's own, rather than kept beside it.
     """
 
     graph: Graph
@@ -41,16 +43,22 @@ class LayerOp:
     arriving: Currency
     rule_tree: Any
     numbers: tuple[Any, ...]
+    activation: Layer | None = None
 
     @classmethod
     def create(
-        cls, graph: Graph, layer: Layer, rule: Rule, arriving: Currency
+        cls,
+        graph: Graph,
+        layer: Layer,
+        rule: Rule,
+        arriving: Currency,
+        activation: Layer | None = None,
     ) -> tuple[LayerOp, tuple[Any, ...]]:
         """The operation, and the leaves of the rule that are its operands."""
         leaves, tree = jax.tree.flatten(rule)
         numbers = tuple(leaf if is_number(leaf) else None for leaf in leaves)
         arrays = tuple(leaf for leaf in leaves if not is_number(leaf))
-        return cls(graph, layer, arriving, tree, numbers), arrays
+        return cls(graph, layer, arriving, tree, numbers, activation), arrays
 
     def rule(self, arrays: tuple[Any, ...]) -> Rule:
         rest = iter(arrays)
@@ -59,6 +67,13 @@ class LayerOp:
 
     def forward(self, inputs: tuple[Any, ...], operands: tuple[Any, ...]) -> tuple[Any, ...]:
         return Evaluated(self.graph, self.layer, inputs, operands, ()).forward(inputs)
+
+    def again(self, before: tuple[Any, ...], messages: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inputs, from those of the activation in front, when they are needed."""
+        assert self.activation is not None
+        x, *operands = before
+        made = Evaluated(self.graph, self.activation, (x,), tuple(operands), ())
+        return made.forward((after(x, messages[0]),))
 
     def backward(
         self,
@@ -95,7 +110,7 @@ class LayerOp:
         messages: tuple[Any, ...],
         causes: tuple[Any, ...],
     ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        evaluated = Evaluated(self.graph, self.layer, inputs, operands, outputs)
+        evaluated = Evaluated(self.graph, self.layer, inputs, operands, outputs, messages[0])
         kind, seen, details = self.layer.kind, view(evaluated), self.layer.details
         x: Any = inputs
         out = Outgoing(outputs, messages, self.arriving)
@@ -151,23 +166,29 @@ def propagate(
     inputs: tuple[Any, ...],
     operands: tuple[Any, ...],
     causes: tuple[Any, ...] = (),
+    before: tuple[Any, ...] = (),
 ) -> tuple[Any, ...]:
     """A layer whose derivative is its rule.
 
     ``causes``: scalars whose derivative is what the layer absorbs, by `CAUSES`; none to count none.
+    ``before``: input and operands of the activation that made the input, if that is made again.
     """
     return op.forward(inputs, operands)
 
 
-def _propagate_fwd(op: LayerOp, arrays: Any, inputs: Any, operands: Any, causes: Any = ()) -> Any:
+def _propagate_fwd(
+    op: LayerOp, arrays: Any, inputs: Any, operands: Any, causes: Any = (), before: Any = ()
+) -> Any:
     outputs = op.forward(inputs, operands)
-    return outputs, (arrays, inputs, operands, outputs, causes)
+    return outputs, (arrays, () if before else inputs, operands, outputs, causes, before)
 
 
 def _propagate_bwd(op: LayerOp, residuals: Any, messages: Any) -> Any:
-    arrays, inputs, operands, outputs, causes = residuals
+    arrays, inputs, operands, outputs, causes, before = residuals
+    if before:
+        inputs = op.again(before, messages)
     result, kept = op.backward(arrays, inputs, operands, outputs, messages, causes)
-    return None, result, None, kept
+    return None, result, None, kept, None
 
 
 propagate.defvjp(_propagate_fwd, _propagate_bwd)

@@ -25,6 +25,7 @@ from relax._ops import (
     to_relevance,
     widened,
 )
+from relax._recognize import AFFINE
 from relax._rounds import Tap, is_round, of_round, stacked
 from relax._sections import Section
 from relax._tokens import Tokens
@@ -75,6 +76,7 @@ class Rewritten:
             )
             for index, bodies in section.inner.items()
         }
+        self.made_by = {v: layer for layer in self.section.layers for v in layer.outputs}
         self._hear_readers()
 
     def accounts(self) -> Iterator[tuple[int, Section, Any, Layer | None, tuple[str, ...]]]:
@@ -284,7 +286,8 @@ class Rewritten:
     ) -> tuple[Any, ...]:
         given, arriving = self.currencies.given[index], self.currencies.arriving[index]
         rule = of_round(self.section, layer.index, self.rules[layer.index], totals)
-        op, arrays = LayerOp.create(self.graph, layer, rule, arriving)
+        activation = self._in_front(layer)
+        op, arrays = LayerOp.create(self.graph, layer, rule, arriving, activation)
         key = ("in", layer.index)
         inputs = tuple(count(key, value, read(value, given), given) for value in layer.inputs)
         causes = ()
@@ -295,13 +298,26 @@ class Rewritten:
         if type(self.rules[layer.index]) is Custom:
             outputs: Any = propagate_custom(op, inputs, operands)
         else:
-            outputs = propagate(op, arrays, inputs, operands, causes)
+            before = (*activation.inputs, *activation.operands) if activation else ()
+            made_from = tuple(read(value, "relevance") for value in before)
+            outputs = propagate(op, arrays, inputs, operands, causes, made_from)
         if arriving == "coefficient":
             return outputs
         return tuple(
             x if self.currencies.of[v] == "relevance" else to_relevance(x)
             for v, x in zip(layer.outputs, outputs, strict=True)
         )
+
+    def _in_front(self, layer: Layer) -> Layer | None:
+        """The rectifier that made the input of an affine layer.
+
+        Of its input and its output only one need be kept, and XLA takes the input where it can.
+        """
+        if layer.kind not in AFFINE or len(layer.inputs) != 1:
+            return None
+        found = self.made_by.get(layer.inputs[0])
+        rectifies = found is not None and found.kind == "activation" and found.details.dead_below
+        return found if rectifies else None
 
     def _decisions(self, layer: Layer, equation: Equation, env: dict[int, Any]) -> None:
         """Results that carry no relevance, such as indices, of an operation under a rule."""

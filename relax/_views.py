@@ -6,7 +6,8 @@ Nothing is computed before a rule asks for it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from jax import lax
 from jax.extend.core import primitives
 
 from relax._axes import along_weight
-from relax._graph import Graph, Layer, computing, replay
+from relax._graph import Equation, Graph, Layer, computing, replay
 from relax._joint import joint_map
 from relax._numerics import varying_like
+from relax._order import after
 from relax._primitives import SCALE, followed_axes
 from relax._recognize import AFFINE, AffineDetails
 from relax._recognize.joint import JointDetails
@@ -29,13 +31,17 @@ from relax.rules.softmax import SoftmaxMap
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Evaluated:
-    """One layer with the values it was evaluated on."""
+    """One layer with the values it was evaluated on.
+
+    ``arrived``: what has come back to it, before which no weight is to be made; None to not care.
+    """
 
     graph: Graph
     layer: Layer
     inputs: tuple[Any, ...]
     operands: tuple[Any, ...]
     outputs: tuple[Any, ...]
+    arrived: Any = None
 
     def environment(self, inputs: tuple[Any, ...]) -> dict[int, Any]:
         names = (*self.layer.inputs, *self.layer.operands)
@@ -67,7 +73,30 @@ def _elementwise(e: Evaluated) -> ElementwiseMap:
         d.curvature,
         batch_axes=tuple(range(y.ndim - 1)),
         dead_below=d.dead_below,
+        kinked=lambda a: _one_sided(e, a),
     )
+
+
+def _one_sided(e: Evaluated, x: Any) -> Any:
+    """An activation whose maxima and minima with a constant have the constant's derivative, 0,
+    where both are equal: as `jax.nn.relu` has it. JAX's own would be a half, at some cost.
+    """
+    depends = {e.layer.inputs[0]}
+
+    def evaluate(equation: Equation, operands: Sequence[Any]) -> list[Any]:
+        kink, moving = _KINKS.get(equation.primitive), [v in depends for v in equation.inputs]
+        depends.update(equation.outputs)
+        if kink is None or all(moving):
+            return equation.evaluate(operands)
+        x, constant = operands if moving[0] else operands[::-1]
+        return [jnp.where(kink(x, constant), x, constant)]
+
+    return replay(
+        e.graph, e.layer.equations, e.environment((x,)), e.layer.outputs, evaluate=evaluate
+    )[0]
+
+
+_KINKS = {lax.max_p: operator.gt, lax.min_p: operator.lt}
 
 
 def _linear(e: Evaluated) -> LinearMap:
@@ -173,10 +202,11 @@ def _affine(e: Evaluated) -> AffineMap:
         if v in graph.literals
     }
     chain = _Chain(graph, d, env)
+    weight = chain.weight if e.arrived is None else lambda: after(chain.weight(), e.arrived)
     return AffineMap(
         core=chain.core,
         move=chain.move,
-        make_weight=chain.weight,
+        make_weight=weight,
         bias=chain.bias(x),
         example=jax.typeof(x),
         core_shape=chain.core_shape(),
@@ -196,7 +226,9 @@ def _joint(e: Evaluated) -> AffineMap:
     env = e.environment(e.inputs)
     read = lambda values: tuple(env[v] if v in env else graph.literals[v] for v in values)
     parts = [
-        _affine(Evaluated(graph, part, read(part.inputs), read(part.operands), (None,)))
+        _affine(
+            Evaluated(graph, part, read(part.inputs), read(part.operands), (None,), e.arrived)
+        )
         for part in details.parts
     ]
     return joint_map(graph, e.layer, env, parts, e.inputs, e.outputs)

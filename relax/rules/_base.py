@@ -33,10 +33,12 @@ class Rule:
       kinds: kinds of layers the rule is meant for: a selector that matches layers of many kinds
         (such as a glob on a whole block) gives it to these.
       serves: kinds it can act on when they are addressed alone.
+      takes_relevance: of the output it needs the relevance only, not the value.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset()
     serves: ClassVar[frozenset[str]] = frozenset()
+    takes_relevance: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -207,7 +207,8 @@ class ElementwiseMap:
     """An activation ``y = phi(x)``.
 
     Attributes:
-      function: phi.
+      function: phi; ``kinked``: the same, differentiable at a kink, as of a ReLU at 0, where its
+        derivative is that of the constant side, which is 0.
       passes_zero: ``phi(0) = 0``.
       is_relu: it is ``max(x, 0)``.
       dead_below: ``phi(x) = 0`` for all ``x <= 0``.
@@ -223,13 +224,14 @@ class ElementwiseMap:
     curvature: float | None
     batch_axes: tuple[int, ...] = (0,)
     dead_below: bool = False
+    kinked: Callable[[jax.Array], jax.Array] | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.output if x is self.input and self.output is not None else self.function(x)
 
     def derivative(self, x: jax.Array) -> jax.Array:
         """``phi'(x)``."""
-        return jax.jvp(self.function, (x,), (jnp.ones_like(x),))[1]
+        return jax.jvp(self.kinked or self.function, (x,), (jnp.ones_like(x),))[1]
 
     def pull_back(self, cotangent: jax.Array) -> jax.Array:
         """The transposed Jacobian at the layer's own input."""

@@ -262,6 +262,7 @@ class ZPlus(Stabilized):
     zero_bias: bool = static(False)
 
     serves = SUMS
+    takes_relevance = True
 
     def gives(self, layer: Any, arriving: Currency) -> Currency:
         return "coefficient"
@@ -336,6 +337,7 @@ class AlphaBeta(Stabilized):
     zero_bias: bool = static(False)
 
     serves = SUMS
+    takes_relevance = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

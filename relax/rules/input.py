@@ -49,6 +49,7 @@ class WSquare(AffineRule):
     zero_bias: bool = static(False)
 
     serves = SUMS
+    takes_relevance = True
 
     def __post_init__(self) -> None:
         require_finite(self, "epsilon", at_least=0)
@@ -93,6 +94,7 @@ class Flat(AffineRule):
     stabilizer: Stabilizer = static("additive")
 
     serves = SUMS
+    takes_relevance = True
 
     def __post_init__(self) -> None:
         require_finite(self, "epsilon", at_least=0)
