@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from relax._graph import Equation, Graph
 from relax._sections import Section
-from relax.rules import Pass, Rule
+from relax.rules import Gradient, Pass, Rule
 from relax.rules._base import Currency
 
 
@@ -79,19 +79,22 @@ def find_currencies(
 
 
 def _rather_relevance(section: Section, rules: Sequence[Rule]) -> Iterator[int]:
-    """Outputs of activations whose input only a rule that takes relevance has made."""
+    """Outputs of activations that hand on relevance, or may as well.
+
+    They may if only a rule that takes relevance has made their input, and nobody else reads it.
+    """
     graph = section.graph
     made_by = {v: layer for layer in section.layers for v in layer.outputs}
     consumers = graph.consumers()
     for layer in section.layers:
         if layer.kind != "activation" or not layer.details.passes_zero:
             continue
-        (value,) = layer.inputs
+        (value,), rule = layer.inputs, rules[layer.index]
         below = made_by.get(value)
-        if below is None or not rules[below.index].takes_relevance:
-            continue
-        passes = isinstance(rules[layer.index], Pass)
-        if passes and set(consumers[value]) <= set(layer.equations) and _has_room(graph, value):
+        alone = set(consumers[value]) <= set(layer.equations)
+        wanted = below is not None and rules[below.index].takes_relevance and alone
+        may = isinstance(rule, Gradient) or (isinstance(rule, Pass) and wanted)
+        if may and _has_room(graph, value):
             yield layer.outputs[0]
 
 

@@ -13,7 +13,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import primitives
 
-from relax import _jaxpr
+from relax import _formulations, _jaxpr
+from relax._order import OWN
 from relax._primitives import ELEMENTWISE, RESHAPING, SHIFT, is_one_to_one
 
 
@@ -45,7 +46,7 @@ class Equation:
     def evaluate(self, operands: Sequence[Any]) -> list[Any]:
         source = self.sources[0]
         if source.primitive is self.primitive:
-            return _jaxpr.bind(self.sources, operands)
+            return _jaxpr.bind(self.sources, operands, _formulations.evaluate)
         return [self.primitive.bind(*operands, **self.params)]  # a broadcast made explicit
 
     def compute(self, operands: Sequence[Any]) -> list[Any]:
@@ -173,6 +174,9 @@ def _open(
 
     for equation in jaxpr.eqns:
         inputs = tuple(read(atom) for atom in equation.invars)
+        if equation.primitive in OWN:  # relevance of relevance: the first operand as it is
+            env[equation.outvars[0]] = inputs[0]
+            continue
         depends = any(graph.depends[value] for value in inputs)
         inner = scope + _jaxpr.scopes(equation)
         sources = (equation, *around)
@@ -292,6 +296,7 @@ class Layer:
       weight_paths: of its weight in the arguments, if known; of all, if it has several inputs.
       scopes: of the parts of a layer of several inputs.
       closes: the equation at which it is evaluated, if that is not its last.
+      begins: its first equation.
       behind: reached by the explained input through a dense layer or convolution; ``first``: it is
         one itself, and not behind any.
       details: what the rules of this kind need to know.
@@ -310,12 +315,17 @@ class Layer:
     weight_paths: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     closes: int | None = None
-    where: str = ""
+    begins: Equation | None = None
     first: bool = False
     behind: bool = False
     index: int = 0
     in_shapes: tuple[tuple[int, ...], ...] = ()
     out_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def where(self) -> str:
+        """``file.py:line`` of the user's code."""
+        return "" if self.begins is None else self.begins.where
 
     @property
     def closing(self) -> int:

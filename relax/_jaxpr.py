@@ -250,7 +250,11 @@ def call_body(equation: Any) -> tuple[core.ClosedJaxpr, str] | None:
     return body, str(name)
 
 
-def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+def bind(
+    equations: Sequence[Any],
+    operands: Sequence[Any],
+    evaluate: Callable[..., list[Any]] | None = None,
+) -> list[Any]:
     """Evaluates an equation as JAX would, under its own name stack and context.
 
     ``equations`` are the equation and the calls around it, innermost first: the body of a call
@@ -258,7 +262,7 @@ def bind(equations: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     """
     equation = equations[0]
     with _context(equations):
-        return bind_bare(equation.primitive, equation.params, operands)
+        return (evaluate or bind_bare)(equation.primitive, equation.params, operands)
 
 
 @contextlib.contextmanager

@@ -243,13 +243,15 @@ def held(x: jax.Array) -> jax.Array:
 held.defvjp(lambda x: (x, None), lambda _, message: (None,))
 
 
-@jax.custom_vjp
-def to_relevance(x: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def to_relevance(nonnegative: bool, x: jax.Array) -> jax.Array:
     """The value itself; a coefficient that comes back is handed on as relevance."""
     return x
 
 
-to_relevance.defvjp(lambda x: (x, x), lambda x, c: (pair(x, c),))
+to_relevance.defvjp(
+    lambda nonnegative, x: (x, x), lambda nonnegative, x, c: (pair(x, c, nonnegative),)
+)
 
 
 @jax.custom_vjp

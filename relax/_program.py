@@ -161,6 +161,12 @@ class Program:
         """All values at the places that `at` names."""
         return tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
 
+    def is_rectified(self, tap: Tap) -> bool:
+        """Whether a value is the output of a layer, of which a rectifier passes what is positive."""
+        section, _ = self.of_section[tap[0]]
+        made_by = (layer for layer in section.layers if tap[1] in layer.outputs)
+        return any(getattr(layer.details, "dead_below", False) for layer in made_by)
+
     def currency(self, tap: Tap) -> Currency:
         """What arrives at a value."""
         return self.of_section[tap[0]][1].of[tap[1]]

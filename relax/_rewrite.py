@@ -185,14 +185,14 @@ class Rewritten:
         def read(value: int, given: str) -> Any:
             x = env[value]
             if self.tracked[value] and of[value] == "relevance" and given == "coefficient":
-                return to_relevance(x)
+                return self._to_relevance(value, x)
             return x
 
         for value, x in zip(graph.consts, consts, strict=False):
             write(value, x)
         for value, x, wanted in zip(graph.inputs, arguments, self.entering or (), strict=True):
             differs = self.tracked[value] and of[value] != wanted
-            write(value, to_relevance(x) if differs else x)
+            write(value, self._to_relevance(value, x) if differs else x)
         for index, equation in enumerate(graph.equations):
             if index in self.inner:
                 results, more = self._run_bodies(index, equation, env, read, pending)
@@ -201,7 +201,7 @@ class Rewritten:
                     equation.outputs, results, self.currencies.leaving[index], strict=True
                 ):
                     differs = self.tracked[value] and of[value] != native
-                    write(value, to_relevance(x) if differs else x)
+                    write(value, self._to_relevance(value, x) if differs else x)
                 continue
             layer = self.owner.get(index)
             if layer is not None and not self.is_native(layer):
@@ -234,7 +234,7 @@ class Rewritten:
                 x = condition(unit, value, self._exchanged(value, x, layer, closing))
                 write(value, count(("out", unit), value, x, of[value]))
         outputs = [
-            to_relevance(env[value])
+            self._to_relevance(value, env[value])
             if self.tracked[value] and of[value] != arriving
             else env[value]
             for value, arriving in zip(graph.outputs, self.leaving or (), strict=True)
@@ -304,7 +304,7 @@ class Rewritten:
         if arriving == "coefficient":
             return outputs
         return tuple(
-            x if self.currencies.of[v] == "relevance" else to_relevance(x)
+            x if self.currencies.of[v] == "relevance" else self._to_relevance(v, x)
             for v, x in zip(layer.outputs, outputs, strict=True)
         )
 
@@ -337,7 +337,10 @@ class Rewritten:
         wanted = self.currencies.of[value]
         if wanted == native:
             return x
-        return to_coefficient(x) if wanted == "relevance" else to_relevance(x)
+        return to_coefficient(x) if wanted == "relevance" else self._to_relevance(value, x)
+
+    def _to_relevance(self, value: int, x: Any) -> Any:
+        return to_relevance(self.section.facts.nonnegative(value), x)
 
 
 def _hold_statistic(details: Any, index: int, operands: list[Any]) -> None:

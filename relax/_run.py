@@ -12,6 +12,7 @@ from jax.core import Tracer
 from relax import _jaxpr
 from relax._errors import ArgumentError
 from relax._program import Program
+from relax._numerics import positive
 from relax._rounds import Tap
 from relax.rules._base import pair
 
@@ -116,11 +117,15 @@ class Run:
         return self._propagate(ends, starts)[0]
 
     def take_values_as_relevance(self) -> None:
-        """Lets `onward` start with the values themselves, in the place of what has arrived."""
-        self._messages = {
-            tap: x if self.program.currency(tap) == "relevance" else jnp.ones_like(x)
-            for tap, x in zip(self._taps, self._seen, strict=True)
-        }
+        """Lets `onward` start with the values themselves, in the place of what has arrived.
+
+        Without those that a rectifier behind them drops.
+        """
+        program = self.program
+        for tap, x in zip(self._taps, self._seen, strict=True):
+            kept = positive(x) if program.is_rectified(tap) else x
+            relevance = program.currency(tap) == "relevance"
+            self._messages[tap] = kept if relevance else jnp.ones_like(x)
 
     def _propagate(self, ends: Any, starts: Sequence[Any]) -> tuple[tuple[Any, Any], Any, Any]:
         """What `relprop` returns, what arrived at the places of ``at``, and the account's sums."""

@@ -242,7 +242,7 @@ def _name(section: Section, layer: Layer, index: int, seen: dict[str, int]) -> N
     layer.index, layer.path = index, path
     layer.occurrence = seen.get(path, 0)
     seen[path] = layer.occurrence + 1
-    layer.where = first.where
+    layer.begins = first
     entering = layer.inputs or [v for v in layer.operands if facts.token[v]]
     layer.in_shapes = tuple(graph.shape(v) for v in entering)
     layer.out_shapes = tuple(graph.shape(v) for v in layer.outputs)

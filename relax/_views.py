@@ -217,6 +217,7 @@ def _affine(e: Evaluated) -> AffineMap:
         input_batch_axes=d.batch_axes,
         nonnegative=d.nonnegative,
         dead_below=d.dead_below,
+        dtype=None if z is None else z.dtype,
     )
 
 
@@ -226,9 +227,7 @@ def _joint(e: Evaluated) -> AffineMap:
     env = e.environment(e.inputs)
     read = lambda values: tuple(env[v] if v in env else graph.literals[v] for v in values)
     parts = [
-        _affine(
-            Evaluated(graph, part, read(part.inputs), read(part.operands), (None,), e.arrived)
-        )
+        _affine(Evaluated(graph, part, read(part.inputs), read(part.operands), (None,), e.arrived))
         for part in details.parts
     ]
     return joint_map(graph, e.layer, env, parts, e.inputs, e.outputs)

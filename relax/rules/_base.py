@@ -119,11 +119,16 @@ class Outgoing:
         return wide(self.message) * ratio
 
 
-def pair(value: jax.Array, coefficient: jax.Array) -> jax.Array:
-    """Relevance of a value: the product with its coefficient, real also for complex values."""
+def pair(value: jax.Array, coefficient: jax.Array, nonnegative: bool = False) -> jax.Array:
+    """Relevance of a value: the product with its coefficient, real also for complex values.
+
+    ``nonnegative``: the value is known to be, and so is not the minus infinity of a mask.
+    """
     if coefficient.dtype == jnp.float16:
         coefficient = jnp.clip(coefficient, *FLOAT16)  # a sum of them may be infinite
-    product = jnp.where(jnp.isinf(value), 0, value) * coefficient  # nothing through a mask
+    if not nonnegative:
+        value = jnp.where(jnp.isinf(value), 0, value)  # nothing through a mask
+    product = value * coefficient
     if jnp.iscomplexobj(product):
         product = product.real.astype(product.dtype)
     return product

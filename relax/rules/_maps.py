@@ -15,14 +15,17 @@ import jax.numpy as jnp
 from relax._numerics import divide, negative, positive, power_of_two, varying_like
 
 
-def transposed(function: Callable[[Any], jax.Array], example: Any, s: jax.Array) -> Any:
-    """The transpose of a linear function, applied to ``s``."""
-    out = jax.eval_shape(function, example)
+def transposed(
+    function: Callable[[Any], jax.Array], example: Any, s: jax.Array, dtype: Any = None
+) -> Any:
+    """The transpose of a linear function, applied to ``s``; ``dtype``: of its output, if known."""
+    if dtype is None:
+        dtype = jax.eval_shape(function, example).dtype
     transpose = jax.linear_transpose(function, example)
-    narrow = any(a.dtype == jnp.float16 for a in jax.tree.leaves((example, out)))
+    narrow = jnp.float16 in (dtype, *(a.dtype for a in jax.tree.leaves(example)))
     if narrow and s.dtype != jnp.float16:
-        return _in_float16(transpose, out.dtype, s)
-    (result,) = transpose(s.astype(out.dtype))
+        return _in_float16(transpose, dtype, s)
+    (result,) = transpose(s.astype(dtype))
     return result
 
 
@@ -56,6 +59,7 @@ class AffineMap:
       input_batch_axes: the same axes of the input.
       nonnegative: x is known to be >= 0.
       dead_below: no coefficient reaches outputs < 0.
+      dtype: of the output, or None if it is not known.
     """
 
     core: Callable[[jax.Array, jax.Array], jax.Array]
@@ -71,6 +75,7 @@ class AffineMap:
     input_batch_axes: tuple[int, ...] = ()
     nonnegative: bool = False
     dead_below: bool = False
+    dtype: Any = None
 
     @property
     def weight(self) -> Any:
@@ -97,7 +102,7 @@ class AffineMap:
         if function is None:
             weight = self.weight
             function = lambda x: self.move(self.core(x, weight))
-        return transposed(function, self.example, s)
+        return transposed(function, self.example, s, self.dtype)
 
     pull_back = transpose
 
@@ -235,7 +240,8 @@ class ElementwiseMap:
 
     def pull_back(self, cotangent: jax.Array) -> jax.Array:
         """The transposed Jacobian at the layer's own input."""
-        return cotangent * self.derivative(self.input)
+        (result,) = jax.vjp(self.kinked or self.function, self.input)[1](cotangent)
+        return result
 
     def ratio(self, x: jax.Array) -> jax.Array:
         """``phi(x) / x``; at 0 its limit ``phi'(0) + x phi''(0) / 2``, so derivatives are exact."""
