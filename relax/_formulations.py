@@ -111,7 +111,8 @@ def _depthwise(params: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Array:
     window = (1, *w.shape[:-2], 1)
     strides = (1, *params["window_strides"], 1)
     parts = _windows(x, window, strides, (1, *params["rhs_dilation"], 1))
-    return kept(functools.reduce(lax.add, (part * w[place[1:-1]][0] for place, part in parts)))
+    products = (part * w[place[1:-1]].reshape(*(1,) * (x.ndim - 1), -1) for place, part in parts)
+    return kept(functools.reduce(lax.add, products))
 
 
 def _max_pool(params: dict[str, Any], x: jax.Array) -> jax.Array | None:
@@ -139,7 +140,8 @@ def _pooled_bwd(shape: Any, saved: Any, message: jax.Array) -> Any:
     x, y = saved
     edges = [(a, b, 0) for a, b in padding]
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
-    taken, total = None, None
+    taken: jax.Array | None = None
+    total = jnp.zeros(padded.shape, message.dtype)
     for place, part in _windows(padded, window, strides, (1,) * x.ndim):
         largest = part == y
         wins = largest if taken is None else largest & ~taken
@@ -148,8 +150,7 @@ def _pooled_bwd(shape: Any, saved: Any, message: jax.Array) -> Any:
             (i, n - i - ((count - 1) * stride + 1), stride - 1)
             for i, n, count, stride in zip(place, padded.shape, y.shape, strides, strict=True)
         ]
-        given = lax.pad(jnp.where(wins, message, 0), jnp.zeros((), message.dtype), back)
-        total = given if total is None else total + given
+        total = total + lax.pad(jnp.where(wins, message, 0), jnp.zeros((), message.dtype), back)
     inside = [(-a, -b, 0) for a, b in padding]
     return (lax.pad(total, jnp.zeros((), message.dtype), inside),)
 

@@ -162,7 +162,7 @@ class Program:
         return tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
 
     def is_rectified(self, tap: Tap) -> bool:
-        """Whether a value is the output of a layer, of which a rectifier passes what is positive."""
+        """Whether a value is the output of a layer that a rectifier reads."""
         section, _ = self.of_section[tap[0]]
         made_by = (layer for layer in section.layers if tap[1] in layer.outputs)
         return any(getattr(layer.details, "dead_below", False) for layer in made_by)

@@ -11,8 +11,8 @@ from jax.core import Tracer
 
 from relax import _jaxpr
 from relax._errors import ArgumentError
-from relax._program import Program
 from relax._numerics import positive
+from relax._program import Program
 from relax._rounds import Tap
 from relax.rules._base import pair
 
