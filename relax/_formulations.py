@@ -35,8 +35,11 @@ def evaluate(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) ->
 
 
 def _is_plain(operands: Sequence[Any]) -> bool:
-    sizes = itertools.chain.from_iterable(jnp.shape(x) for x in operands)
-    return operands[0].dtype in (jnp.float32, jnp.float64) and all(type(n) is int for n in sizes)
+    """Floats of known sizes, which no explicit sharding lays over devices."""
+    avals = [jax.typeof(x) for x in operands]
+    known = all(type(n) is int for aval in avals for n in aval.shape)
+    whole = not any(any(aval.sharding.spec) for aval in avals)
+    return known and whole and avals[0].dtype in (jnp.float32, jnp.float64)
 
 
 def _windows(

@@ -27,7 +27,7 @@ def after(x: jax.Array, token: jax.Array) -> jax.Array:
     """``x``; a compiled program makes it once it has ``token``."""
     if not all(isinstance(n, int) and n > 0 for n in token.shape):
         return x
-    return after_p.bind(x, token[(0,) * token.ndim])
+    return after_p.bind(x, token)
 
 
 after_p.def_impl(lambda x, token: x)
@@ -39,11 +39,8 @@ def _jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _batch(operands: Any, axes: Any) -> Any:
-    """The first token stands for all, so that a value which all samples share stays one."""
-    (x, token), (axis, tokens) = operands, axes
-    if tokens is not None:
-        token = lax.index_in_dim(token, 0, tokens, keepdims=False)
-    return after_p.bind(x, token), axis
+    """A token is one whatever its shape, so that a value which all samples share stays one."""
+    return after_p.bind(*operands), axes[0]
 
 
 def _barrier(x: jax.Array, token: jax.Array) -> jax.Array:
@@ -51,6 +48,7 @@ def _barrier(x: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def _never(token: jax.Array) -> jax.Array:
+    token = token[(0,) * token.ndim]
     return (token != token) & (token == token)
 
 
@@ -84,7 +82,7 @@ kept_p.def_abstract_eval(lambda x: x)
 
 
 def _conditional(x: jax.Array) -> jax.Array:
-    return lax.cond(_never(x[(0,) * x.ndim]), jnp.zeros_like, lambda x: x, x)
+    return lax.cond(_never(x), jnp.zeros_like, lambda x: x, x)
 
 
 ad.primitive_jvps[kept_p] = lambda primals, tangents: (kept_p.bind(*primals), tangents[0])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import relax
@@ -101,7 +102,7 @@ def test_a_convolution_and_its_transposes(conv):
 
 
 @pytest.mark.parametrize(
-    "window, stride, padding",
+    ("window", "stride", "padding"),
     [(2, 2, "VALID"), (3, 2, "SAME"), (3, 1, "SAME"), (2, 3, "VALID"), (3, 3, "SAME")],
 )
 @pytest.mark.parametrize("ties", [False, True])
@@ -187,6 +188,23 @@ def test_relevance_is_that_of_the_originals(rule, case, monkeypatch):
         patch.setattr(_formulations, "_FORMULATIONS", {})
         plain = both()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), fast, plain)
+
+
+@pytest.mark.parametrize("kind", ["shard_map", "auto", "explicit"])
+def test_over_devices(kind, case):
+    """The batch over two devices, by each of JAX's ways."""
+    p, x = case
+    explain = relax.lrp(network, rules.ZPlus(), target=1)
+    explicit = kind == "explicit"
+    types = (jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("i",), types, devices=jax.devices()[:2])
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, P("i")))
+    over = explain
+    if kind == "shard_map":
+        over = jax.shard_map(explain, mesh=mesh, in_specs=(P(), P("i")), out_specs=P("i"))
+    with jax.set_mesh(mesh):
+        found = jax.jit(over)(p, sharded)
+    np.testing.assert_allclose(found, explain(p, x), rtol=1e-10, atol=1e-12)
 
 
 def test_they_serve_a_cpu_only(case, monkeypatch):
