@@ -818,3 +818,16 @@ def test_a_rule_with_a_word_for_a_field():
     explain = jax.jit(lambda rule: relax.lrp(lambda x: x @ w, rule)(x))
     np.testing.assert_allclose(explain(Chosen()), [-5.0, 6.0], rtol=1e-5)
     assert jax.tree.leaves(Chosen()) == [1e-6]
+
+
+def test_little_that_speaks_against_is_not_lost():
+    """In float32: z- has a pass of its own, since z - z+ is rounding where z- is far smaller.
+
+    docs/decisions/0012: by the difference all of -beta R would be lost here.
+    """
+    w, x = jnp.array([[1.0], [-1e-5]], jnp.float32), jnp.array([1000.0, 1.0], jnp.float32)
+    assert x @ w - x @ jnp.maximum(w, 0) == 0
+    rule = rules.AlphaBeta(2.0, 1.0, epsilon=0.0)
+    # behind a rectifier, so that x is known to be non-negative
+    explain = relax.lrp(lambda w, x: jax.nn.relu(x) @ w, rule, target=jnp.ones_like)
+    np.testing.assert_allclose(explain(w, x), [2.0, -1.0], rtol=1e-6)
