@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.report import RESULTS
 
-NAMES = ("passes", "sweep", "loops")
+NAMES = ("passes", "memory", "compile", "sweep", "loops", "scaling", "peers", "throughput")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import relax
+from benchmarks import stacks
 from benchmarks.counting import count, gradient_times_input
 from benchmarks.report import Table
 
@@ -35,21 +36,14 @@ LENGTHS = (32, 256, 2048)
 def blocks(wrap: Any, depth: int = 48, width: int = 128, time: int = 128) -> tuple[Any, Any, Any]:
     """Pre-norm transformer blocks with stacked parameters; function, parameters and input."""
 
-    def norm(x: jax.Array) -> jax.Array:
-        return x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
-
     def step(x: jax.Array, p: Any) -> tuple[jax.Array, None]:
-        q, k, v = (norm(x) @ p[name] for name in "qkv")
-        weights = jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / width**0.5)
-        x = x + weights @ v @ p["o"]
-        return x + jax.nn.gelu(norm(x) @ p["up"]) @ p["down"], None
+        return stacks.transformer_block(p, x), None
 
     def network(params: Any, x: jax.Array) -> jax.Array:
         return lax.scan(wrap(step), x, params)[0].mean(1)
 
-    shapes = dict.fromkeys("qkvo", (width, width))
-    shapes |= {"up": (width, 4 * width), "down": (4 * width, width)}
-    params = {n: jax.ShapeDtypeStruct((depth, *s), jnp.float32) for n, s in shapes.items()}
+    stack = lambda one: jax.ShapeDtypeStruct((depth, *one.shape), one.dtype)
+    params = jax.tree.map(stack, stacks.transformer_shapes(width))
     return network, params, jax.ShapeDtypeStruct((4, time, width), jnp.float32)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class LlamaBlock(nn.Module):
@@ -36,7 +37,8 @@ def rotary(x):
     """Rotates pairs of features by their position."""
     time, size = x.shape[1], x.shape[-1]
     angle = jnp.arange(time)[:, None] / 10_000 ** (jnp.arange(size // 2)[None] / (size // 2))
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    cos = jnp.cos(angle)[None, :, None].astype(x.dtype)
+    sin = jnp.sin(angle)[None, :, None].astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -223,7 +225,7 @@ NETWORKS = {name: (module, (1, 224, 224, 3)) for name, module in PICTURES.items(
 
 
 def shapes(
-    name: str, size: int | None = None, batch: int = 1
+    name: str, size: int | None = None, batch: int = 1, length: int | None = None
 ) -> tuple[Callable[..., jax.Array], Any, jax.ShapeDtypeStruct]:
     """The function of a network, and its parameters and input as shapes.
 
@@ -231,10 +233,28 @@ def shapes(
         name: of ``NETWORKS``.
         size: of pictures, in pixels; by default 224.
         batch: how many samples.
+        length: of sequences, in tokens; by default 128.
     """
+    module: Any
     module, shape = NETWORKS[name]
     shape = (batch, *shape[1:])
     if size is not None and name in PICTURES:
         shape = (batch, size, size, 3)
+    if length is not None and len(shape) == 3:
+        shape = (batch, length, shape[-1])
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x
+
+
+def draw(shapes: Any, dtype: Any = jnp.float32, seed: int = 0) -> Any:
+    """Numbers for shapes: kernels and inputs normal and He-scaled, scales one, biases zero."""
+    generator = np.random.default_rng(seed)
+
+    def one(path: Any, leaf: Any) -> jax.Array:
+        if len(leaf.shape) > 1:
+            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return jnp.asarray(generator.standard_normal(leaf.shape, np.float32) * deviation, dtype)
+        ones = jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "var")
+        return jnp.full(leaf.shape, float(ones), dtype)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)

@@ -14,7 +14,7 @@ from typing import Any
 import relax
 from benchmarks import networks
 from benchmarks.counting import Cost, count, gradient_times_input
-from benchmarks.report import Table
+from benchmarks.report import Table, progress
 
 PICTURES = (
     "epsilon",
@@ -52,12 +52,18 @@ def composites_of(network: str) -> tuple[str, ...]:
     return PICTURES if network in networks.PICTURES else TRANSFORMERS
 
 
-def costs(network: str, names: tuple[str, ...], size: int | None = None) -> dict[str, Cost]:
+def costs(
+    network: str, names: tuple[str, ...], size: int | None = None, batch: int = 1
+) -> dict[str, Cost]:
     """The cost of the gradient, under "gradient", and of each composite."""
-    function, params, x = networks.shapes(network, size)
-    found = {"gradient": count(gradient_times_input(function), params, x)}
-    for name in names:
-        explain = relax.lrp(function, composite(name), target=0)
+    function, params, x = networks.shapes(network, size, batch)
+    found = {}
+    for name in ("gradient", *names):
+        progress(f"{network}: {name}")
+        if name == "gradient":
+            explain = gradient_times_input(function)
+        else:
+            explain = relax.lrp(function, composite(name), target=0)
         found[name] = count(explain, params, x)
     return found
 
@@ -70,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> list[Table]:
     table = Table(
         "passes",
-        "FLOPs, and bytes at the peak, by those of the gradient",
+        "FLOPs by those of the gradient",
         "python -m benchmarks passes",
-        ("network", "composite", "FLOPs", "memory"),
+        ("network", "composite", "FLOPs"),
         labels=2,
     )
     chosen = arguments.network or (["VGG16"] if arguments.small else list(networks.NETWORKS))
@@ -81,5 +87,5 @@ def run(arguments: argparse.Namespace) -> list[Table]:
         found = costs(network, composites_of(network), size)
         base = found.pop("gradient")
         for name, cost in found.items():
-            table.add(network, name, cost.flops / base.flops, cost.memory / base.memory)
+            table.add(network, name, cost.flops / base.flops)
     return [table]

@@ -1,0 +1,1 @@
+"""One process for each peer: it answers requests of `benchmarks.peers` in its own environment."""
