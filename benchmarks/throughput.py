@@ -1,6 +1,6 @@
 """Pictures and tokens explained in a second on the device there is, an accelerator or a CPU.
 
-Gradient times input and the composites of pictures on VGG16 and ResNet50, and AttnLRP on a Llama of
+Gradient times input and the composites of pictures on three networks, and AttnLRP on a Llama of
 four blocks, each under jit, in float32 (at the default precision of XLA, which may be TF32) and in
 bfloat16. Parameters are random. Of one network, batch and dtype, runs are interleaved: each repeat
 runs everything once, and medians are reported. "by gradient" is the time by that of the gradient in
@@ -28,7 +28,7 @@ from benchmarks.report import Table, progress
 COMMAND = "python -m benchmarks throughput"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LLAMA = "Llama, 4 blocks"
-NETWORKS = ("VGG16", "ResNet50", LLAMA)
+NETWORKS = ("VGG16", "ResNet50", "MobileNet", LLAMA)
 LENGTH = 512
 
 
