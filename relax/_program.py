@@ -16,7 +16,7 @@ from relax._currency import Currencies, find_currencies
 from relax._errors import ArgumentError, RelaxWarning, message
 from relax._graph import Layer, flatten, prune
 from relax._latent import conditions, joined, latent
-from relax._recognize import gather_facts
+from relax._recognize import AFFINE, gather_facts
 from relax._rewrite import Rewritten
 from relax._rounds import Tap
 from relax._sections import Section, find_sections
@@ -162,10 +162,14 @@ class Program:
         return tuple(dict.fromkeys(tap for parts in self.latent.values() for tap in parts))
 
     def is_rectified(self, tap: Tap) -> bool:
-        """Whether a value is the output of a layer that a rectifier reads."""
+        """Whether a value is the output of an affine layer that a rectifier reads."""
         section, _ = self.of_section[tap[0]]
-        made_by = (layer for layer in section.layers if tap[1] in layer.outputs)
-        return any(getattr(layer.details, "dead_below", False) for layer in made_by)
+        affine = (layer for layer in section.layers if layer.kind in AFFINE)
+        return any(
+            getattr(layer.details, "dead_below", False)
+            for layer in affine
+            if tap[1] in layer.outputs
+        )
 
     def currency(self, tap: Tap) -> Currency:
         """What arrives at a value."""

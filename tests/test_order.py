@@ -16,7 +16,11 @@ VALUES = jnp.array([[-0.0, 1.5, jnp.nan], [jnp.inf, -jnp.inf, 1e-310]])
 
 
 @BOTH
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap, jax.checkpoint], ids=str)
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda f: f, jax.jit, jax.vmap, jax.checkpoint],
+    ids=["plain", "jit", "vmap", "checkpoint"],
+)
 def test_the_value_bit_for_bit(function, wrap):
     """Zeros of either sign, infinities, NaN and denormal numbers."""
     same = np.asarray(wrap(function)(VALUES)).view(np.int64)
