@@ -21,7 +21,8 @@ from relax._jaxpr import bind_bare
 from relax._order import kept
 from relax._primitives import CONV, conv_axes
 
-_MOST_TAPS = 49  # a window of 7 x 7; every one of its places is an equation
+# Every place of a window is an equation: up to 7 x 7 for a convolution, 4 x 4 for a pool.
+_MOST_PRODUCTS, _MOST_SELECTIONS = 49, 16
 
 
 def evaluate(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) -> list[Any]:
@@ -35,10 +36,11 @@ def evaluate(primitive: Any, params: dict[str, Any], operands: Sequence[Any]) ->
 
 
 def _is_plain(operands: Sequence[Any]) -> bool:
-    """Floats of known sizes, which no explicit sharding lays over devices."""
+    """Floats of known sizes, where no mesh has axes that lay them out explicitly."""
     avals = [jax.typeof(x) for x in operands]
     known = all(type(n) is int for aval in avals for n in aval.shape)
-    whole = not any(any(aval.sharding.spec) for aval in avals)
+    explicit = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+    whole = not explicit and not any(any(aval.sharding.spec) for aval in avals)
     return known and whole and avals[0].dtype in (jnp.float32, jnp.float64)
 
 
@@ -67,14 +69,20 @@ def _convolution(params: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Arra
         or any(n < 0 for pair in params["padding"] for n in pair)
         or params["preferred_element_type"] not in (None, x.dtype)
         or params["precision"] is not None
-        or 0 in x.shape
+        or 0 in w.shape
         or w.dtype != x.dtype
     )
+    sizes = [x.shape[axis] for axis in numbers.lhs_spec[2:]]
+    spans = [
+        (w.shape[axis] - 1) * step + 1
+        for axis, step in zip(numbers.rhs_spec[2:], params["rhs_dilation"], strict=True)
+    ]
     channels = x.shape[numbers.lhs_spec[1]]
     window = [w.shape[axis] for axis in numbers.rhs_spec[2:]]
     depthwise = axes.feature_groups == channels == w.shape[axes.rhs_out] > 1
     apart = axes.feature_groups == 1 < math.prod(window) and _is_apart(params, window)
-    if unusual or not (apart or (depthwise and math.prod(window) <= _MOST_TAPS)):
+    fits = 0 not in x.shape and _fits(sizes, spans, params["padding"])
+    if unusual or not fits or not (apart or (depthwise and math.prod(window) <= _MOST_PRODUCTS)):
         return None
     batch, feature, *space = numbers.lhs_spec
     x = x.transpose(batch, *space, feature)
@@ -84,6 +92,14 @@ def _convolution(params: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Arra
     batch, feature, *space = numbers.out_spec
     order = {axis: i for i, axis in enumerate((batch, *space, feature))}
     return z.transpose([order[i] for i in range(z.ndim)])
+
+
+def _fits(sizes: Sequence[int], spans: Sequence[int], padding: Sequence[Any]) -> bool:
+    """Whether there is anything, and a window of that span has a place in it."""
+    return all(
+        n > 0 and span <= n + low + high
+        for n, span, (low, high) in zip(sizes, spans, padding, strict=True)
+    )
 
 
 def _is_apart(params: dict[str, Any], window: Sequence[int]) -> bool:
@@ -120,44 +136,40 @@ def _depthwise(params: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _max_pool(params: dict[str, Any], x: jax.Array) -> jax.Array | None:
     dilated = any(n != 1 for n in (*params["base_dilation"], *params["window_dilation"]))
-    if dilated or math.prod(params["window_dimensions"]) > _MOST_TAPS or 0 in x.shape:
+    window = params["window_dimensions"]
+    fits = _fits(x.shape, window, params["padding"])
+    if dilated or not fits or math.prod(window) > _MOST_SELECTIONS:
         return None
     names = ("window_dimensions", "window_strides", "padding")
     return _pooled(tuple((name, tuple(params[name])) for name in names), x)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _pooled(shape: tuple[tuple[str, Any], ...], x: jax.Array) -> jax.Array:
     window, strides, padding = (value for _, value in shape)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
 
 
-def _pooled_fwd(shape: Any, x: jax.Array) -> Any:
-    y = _pooled(shape, x)
-    return y, (x, y)
-
-
-def _pooled_bwd(shape: Any, saved: Any, message: jax.Array) -> Any:
-    """What comes back goes to the first of the largest of a window, as in JAX."""
+@_pooled.defjvp
+def _pooled_jvp(shape: Any, primals: Any, tangents: Any) -> Any:
+    """The first of the largest of a window has it all, as in JAX; of NaN, the first NaN."""
     window, strides, padding = (value for _, value in shape)
-    x, y = saved
+    (x,), (change,) = primals, tangents
+    y = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
     edges = [(a, b, 0) for a, b in padding]
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
+    moved = lax.pad(change, jnp.zeros((), change.dtype), edges)
+    ones = (1,) * x.ndim
     taken: jax.Array | None = None
-    total = jnp.zeros(padded.shape, message.dtype)
-    for place, part in _windows(padded, window, strides, (1,) * x.ndim):
-        largest = part == y
+    total = jnp.zeros_like(y)
+    for (_, part), (_, step) in zip(
+        _windows(padded, window, strides, ones), _windows(moved, window, strides, ones), strict=True
+    ):
+        largest = (part == y) | (part != part)
         wins = largest if taken is None else largest & ~taken
         taken = largest if taken is None else largest | taken
-        back = [
-            (i, n - i - ((count - 1) * stride + 1), stride - 1)
-            for i, n, count, stride in zip(place, padded.shape, y.shape, strides, strict=True)
-        ]
-        total = total + lax.pad(jnp.where(wins, message, 0), jnp.zeros((), message.dtype), back)
-    inside = [(-a, -b, 0) for a, b in padding]
-    return (lax.pad(total, jnp.zeros((), message.dtype), inside),)
+        total = total + jnp.where(wins, step, 0)
+    return y, total
 
-
-_pooled.defvjp(_pooled_fwd, _pooled_bwd)
 
 _FORMULATIONS = {CONV: _convolution, lax.reduce_window_max_p: _max_pool}

@@ -48,6 +48,8 @@ def _barrier(x: jax.Array, token: jax.Array) -> jax.Array:
 
 
 def _never(token: jax.Array) -> jax.Array:
+    if 0 in token.shape:  # a batch of none
+        return jnp.array(False)
     token = token[(0,) * token.ndim]
     return (token != token) & (token == token)
 

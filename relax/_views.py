@@ -89,14 +89,14 @@ def _one_sided(e: Evaluated, x: Any) -> Any:
         if kink is None or all(moving):
             return equation.evaluate(operands)
         x, constant = operands if moving[0] else operands[::-1]
-        return [jnp.where(kink(x, constant), x, constant)]
+        return [jnp.where(kink(x, constant), constant, x)]  # NaN stays NaN
 
     return replay(
         e.graph, e.layer.equations, e.environment((x,)), e.layer.outputs, evaluate=evaluate
     )[0]
 
 
-_KINKS = {lax.max_p: operator.gt, lax.min_p: operator.lt}
+_KINKS = {lax.max_p: operator.le, lax.min_p: operator.ge}
 
 
 def _linear(e: Evaluated) -> LinearMap:

@@ -119,8 +119,19 @@ def test_a_max_pool_and_its_gradient(window, stride, padding, ties):
     np.testing.assert_array_equal(y_own, y)
     c = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
     np.testing.assert_allclose(back_own(c)[0], back(c)[0], rtol=1e-12, atol=1e-12)
+    change = lambda f: jax.jvp(f, (x,), (jnp.sin(x),))[1]
+    np.testing.assert_allclose(change(own), change(pool), rtol=1e-12)
     if not ties:
-        check_grads(lambda x: jax.grad(lambda x: (own(x) ** 3).sum())(x), (x,), 1, ["rev"])
+        check_grads(lambda x: jax.grad(lambda x: (own(x) ** 3).sum())(x), (x,), 1)
+
+
+def test_a_max_pool_hides_no_nan():
+    """What comes back to a window with a NaN reaches it."""
+    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    pool = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    gradient = jax.grad(lambda x: jnp.tanh(formulated(pool, x)(x)).sum())(x)
+    assert jnp.isnan(gradient[0, 1, 1, 0])
+    assert jnp.isfinite(gradient[0, 2:, 2:]).all()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +156,28 @@ def test_other_convolutions_stay_as_they_are(change):
     )
     equation = jax.make_jaxpr(conv)(x, w).eqns[-1]
     assert _formulations._convolution(equation.params, x, w) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "groups", "out"),
+    [(2, 3, 3, 3), (1, 3, 3, 3), (1, 2, 1, 4), (4, 2, 1, 0), (0, 2, 1, 4)],
+)
+def test_where_no_window_has_a_place(size, window, groups, out, monkeypatch):
+    """An empty result, as JAX has it."""
+    x, w = jnp.ones((2, size, size, 3)), jnp.ones((window, window, 3 // groups, out))
+    stride = 1 if groups > 1 else window
+
+    def apply(w, x):
+        names = ("NHWC", "HWIO", "NHWC")
+        z = lax.conv_general_dilated(
+            x, w, (stride,) * 2, "VALID", dimension_numbers=names, feature_group_count=groups
+        )
+        y = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
+        return z.sum() + y.sum()
+
+    found = relax.lrp(apply, rules.ZPlus())(w, x)
+    monkeypatch.setattr(_formulations, "_FORMULATIONS", {})
+    np.testing.assert_array_equal(found, relax.lrp(apply, rules.ZPlus())(w, x))
 
 
 def network(p, x):
@@ -182,6 +215,8 @@ def test_relevance_is_that_of_the_originals(rule, case, monkeypatch):
         jax.jit(explain)(p, x),
         jax.vmap(lambda x: explain(p, x[None])[0])(x),
         jax.grad(loss)(p, x),
+        jax.jvp(lambda x: explain(p, x), (x,), (x,))[1],
+        jax.vmap(lambda x: explain(p, x[None]))(x[:0]),
     )
     fast = both()
     with monkeypatch.context() as patch:
