@@ -38,9 +38,9 @@ DEPTHS = {
 
 def resnet(depth: int) -> stacks.Stack:
     """The networks of He et al., at 224 x 224, by the nearest of their depths."""
-    blocks = {4: (1, 0, 0, 0), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-    blocks[200] = (3, 24, 36, 3)
-    module = networks.ResNet50(blocks[min(blocks, key=lambda known: abs(known - depth))])
+    known = {4: (1, 0, 0, 0), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    known[200] = (3, 24, 36, 3)
+    module = networks.ResNet50(known[min(known, key=lambda other: abs(other - depth))])
     x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     return module.apply, jax.eval_shape(module.init, jax.random.key(0), x), x
 
@@ -51,6 +51,7 @@ NETWORKS: dict[str, Any] = {
     "perceptron": (stacks.perceptron, {"epsilon": composites.epsilon(), "zplus": rules.ZPlus()}),
     "residual CNN": (stacks.residual, SIGNS),
 }
+BARE = ("perceptron", "residual CNN")  # in bare JAX, and of any depth
 
 
 def methods(function: Any, named: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +113,6 @@ def calls(chosen: Sequence[str], depth: int) -> Table:
         plot=("first", "second"),
     )
     for network in chosen:
-        if network == "ResNet":
-            continue
         stack, named = NETWORKS[network]
         function, params, x = stack(depth)
         params, x = networks.draw((params, x))
@@ -140,6 +139,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> list[Table]:
     small = arguments.small
-    chosen = arguments.network or [*NETWORKS][small:]
+    chosen = arguments.network or (BARE if small else list(NETWORKS))
     depths = arguments.depths or ((5, 10) if small else None)
-    return [stages(chosen, depths), calls(chosen, 4 if small else 20)]
+    made = [stages(chosen, depths)]
+    bare = [network for network in chosen if network in BARE]
+    return [*made, calls(bare, 4 if small else 20)] if bare else made

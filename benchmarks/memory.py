@@ -19,10 +19,9 @@ from typing import Any
 import jax
 from jax import lax
 
-import relax
 from benchmarks import networks, stacks
-from benchmarks.counting import count, gradient_times_input
-from benchmarks.passes import composite, composites_of, costs
+from benchmarks.counting import count
+from benchmarks.passes import composites_of, costs, explained
 from benchmarks.report import Table, progress
 
 # The most that the bytes may be of the gradient's: no sign is kept apart, or two are.
@@ -46,13 +45,6 @@ SAMPLES = (8, 32, 128)
 BATCH_SIZE = 8
 MIB = 2**20
 Explain = Callable[[Any, jax.Array], jax.Array]
-
-
-def explained(function: Any, name: str) -> Explain:
-    """The gradient times the input, or relevance by a composite, of the first logit."""
-    if name == "gradient":
-        return gradient_times_input(function)
-    return relax.lrp(function, composite(name), target=0)
 
 
 def streamed(explain: Explain, batch_size: int = BATCH_SIZE) -> Explain:

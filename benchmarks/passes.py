@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 import relax
 from benchmarks import networks
@@ -52,6 +55,13 @@ def composites_of(network: str) -> tuple[str, ...]:
     return PICTURES if network in networks.PICTURES else TRANSFORMERS
 
 
+def explained(function: Any, name: str) -> Callable[[Any, jax.Array], jax.Array]:
+    """The gradient times the input, or relevance by a composite, of the first logit."""
+    if name == "gradient":
+        return gradient_times_input(function)
+    return relax.lrp(function, composite(name), target=0)
+
+
 def costs(
     network: str, names: tuple[str, ...], size: int | None = None, batch: int = 1
 ) -> dict[str, Cost]:
@@ -60,11 +70,7 @@ def costs(
     found = {}
     for name in ("gradient", *names):
         progress(f"{network}: {name}")
-        if name == "gradient":
-            explain = gradient_times_input(function)
-        else:
-            explain = relax.lrp(function, composite(name), target=0)
-        found[name] = count(explain, params, x)
+        found[name] = count(explained(function, name), params, x)
     return found
 
 

@@ -19,10 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import relax
 from benchmarks import networks, stacks
-from benchmarks.counting import gradient_times_input
-from benchmarks.passes import PICTURES, composite
+from benchmarks.passes import PICTURES, explained
 from benchmarks.report import Table, progress
 
 COMMAND = "python -m benchmarks throughput"
@@ -74,12 +72,6 @@ class Race:
         return statistics.median(a / b for a, b in pairs)
 
 
-def methods_of(function: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """The gradient times the input, and relevance by composites."""
-    found = {name: relax.lrp(function, composite(name), target=0) for name in names}
-    return {"gradient": gradient_times_input(function), **found}
-
-
 def table(name: str, what: str) -> Table:
     """One for pictures, one for tokens."""
     device = jax.devices()[0].device_kind
@@ -120,7 +112,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
             for dtype in arguments.dtype or DTYPES:
                 progress(f"{network}, batch {batch}, {dtype}")
                 drawn = networks.draw((params, x), DTYPES[dtype])
-                race = Race(methods_of(function, names), *drawn)
+                race = Race({n: explained(function, n) for n in ("gradient", *names)}, *drawn)
                 race.repeat(repeats)
                 for name in race.methods:
                     rate = None

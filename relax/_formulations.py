@@ -1,7 +1,7 @@
 """The same values by other equations, where XLA's own code for a CPU is slow by a factor.
 
 Three operations: a depthwise convolution as a sum of shifted products, a convolution whose windows
-do not overlap as one matrix product, and the gradient of a max-pool as a sum of selections. They
+do not overlap as one matrix product, the derivative of a max-pool as a sum of selections. They
 are used where JAX runs on a CPU; on other devices XLA has kernels for the originals.
 """
 
@@ -72,13 +72,9 @@ def _convolution(params: dict[str, Any], x: jax.Array, w: jax.Array) -> jax.Arra
         or 0 in w.shape
         or w.dtype != x.dtype
     )
-    sizes = [x.shape[axis] for axis in numbers.lhs_spec[2:]]
-    spans = [
-        (w.shape[axis] - 1) * step + 1
-        for axis, step in zip(numbers.rhs_spec[2:], params["rhs_dilation"], strict=True)
-    ]
-    channels = x.shape[numbers.lhs_spec[1]]
+    channels, *sizes = (x.shape[axis] for axis in numbers.lhs_spec[1:])
     window = [w.shape[axis] for axis in numbers.rhs_spec[2:]]
+    spans = [(n - 1) * step + 1 for n, step in zip(window, params["rhs_dilation"], strict=True)]
     depthwise = axes.feature_groups == channels == w.shape[axes.rhs_out] > 1
     apart = axes.feature_groups == 1 < math.prod(window) and _is_apart(params, window)
     fits = 0 not in x.shape and _fits(sizes, spans, params["padding"])
@@ -155,7 +151,7 @@ def _pooled_jvp(shape: Any, primals: Any, tangents: Any) -> Any:
     """The first of the largest of a window has it all, as in JAX; of NaN, the first NaN."""
     window, strides, padding = (value for _, value in shape)
     (x,), (change,) = primals, tangents
-    y = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+    y = _pooled(shape, x)
     edges = [(a, b, 0) for a, b in padding]
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
     moved = lax.pad(change, jnp.zeros((), change.dtype), edges)

@@ -8,9 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.extend.core import primitives
 
 from relax import _formulations, _jaxpr
@@ -390,16 +388,3 @@ def replay(
         operands = [env[v] if v in env else graph.literals[v] for v in equation.inputs]
         env.update(zip(equation.outputs, evaluate(equation, operands), strict=True))
     return [env[value] for value in wanted]
-
-
-def numpy_scalar(value: Any) -> float | None:
-    """A literal's value if it is one real number, known while tracing; else None."""
-    if isinstance(value, Tracer):
-        return None
-    if isinstance(value, (bool, int, float)):  # also JAX's own typed Python scalars
-        return float(value)
-    dtype = getattr(value, "dtype", None)
-    if dtype is None or np.ndim(value):
-        return None
-    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    return float(value) if real or dtype == np.bool_ else None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.errors import InconclusiveDimensionOperation
 
 from relax._errors import RuleError
@@ -20,6 +21,19 @@ Stabilizer = str | Callable[..., jax.Array]
 def is_number(value: Any) -> bool:
     """True for a Python number, i.e. a hyper-parameter that is known while tracing."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def numpy_scalar(value: Any) -> float | None:
+    """A literal's value if it is one real number, known while tracing; else None."""
+    if isinstance(value, Tracer):
+        return None
+    if isinstance(value, (bool, int, float)):  # also JAX's own typed Python scalars
+        return float(value)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or np.ndim(value):
+        return None
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return float(value) if real or dtype == np.bool_ else None
 
 
 def is_count(n: Any) -> bool:

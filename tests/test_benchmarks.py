@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import relax
-from benchmarks import compile, memory, networks, stacks
+from benchmarks import compile, memory, networks, passes, stacks
 from benchmarks.__main__ import NAMES, main
 from benchmarks.counting import compilations, count, gradient_times_input
 from benchmarks.report import Table, progress
@@ -145,7 +145,7 @@ def test_streamed_samples_take_the_memory_of_a_batch(name):
         streams, whole = [], []
         for number in (32, 128):
             function, params, x = stacks.residual(3, channels=8, size=16, batch=number)
-            explain = memory.explained(function, name)
+            explain = passes.explained(function, name)
             streams.append(count(memory.streamed(explain), params, x).temporaries)
             whole.append(count(explain, params, x).temporaries)
     assert streams[1] == pytest.approx(streams[0], rel=0.1)
@@ -155,7 +155,7 @@ def test_streamed_samples_take_the_memory_of_a_batch(name):
 def test_streamed_relevance_is_that_of_the_batch():
     function, params, x = stacks.residual(3, channels=4, size=8, batch=6)
     params, x = networks.draw((params, x))
-    explain = memory.explained(function, "epsilon_plus")
+    explain = passes.explained(function, "epsilon_plus")
     found = jax.jit(memory.streamed(explain, 4))(params, x)
     assert jnp.allclose(found, explain(params, x), atol=1e-5)
 

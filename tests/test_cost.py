@@ -137,6 +137,16 @@ def test_ceilings_of_composites_on_vgg16():
 
 
 @pytest.mark.slow
+def test_flops_on_vgg16_of_one_picture():
+    """Memory is asserted of batches: one picture is less than the positive weights."""
+    with jax.enable_x64(False):
+        found = passes.costs("VGG16", passes.PICTURES)
+    base = found.pop("gradient")
+    for name, cost in found.items():
+        assert cost.flops / base.flops <= passes.CEILINGS[name], name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("network", ["ResNet50", "MobileNet"])
 def test_ceilings_of_composites(network, batch):

@@ -31,7 +31,9 @@ class RelaxWorker(Worker):
 
     @contextlib.contextmanager
     def explanation(self, method: str) -> Iterator[Any]:
-        explain = self.compiled.setdefault(method, jax.jit(self._explain(method)))
+        if method not in self.compiled:
+            self.compiled[method] = jax.jit(self._explain(method))
+        explain = self.compiled[method]
         yield lambda: explain(self.params, self.x).block_until_ready()
 
     def _explain(self, method: str) -> Callable[..., jax.Array]:

@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 
 from relax._errors import UnsupportedOperationError, message
-from relax._graph import Equation, Graph, numpy_scalar
+from relax._graph import Equation, Graph
+from relax._numerics import numpy_scalar
 from relax._primitives import ELEMENTWISE, is_one_to_one, is_routing
 from relax._recognize.intervals import ANY, Interval, propagate_interval, union
 
