@@ -152,3 +152,21 @@ def test_errors(p, x):
             call()
     with pytest.raises(relax.TargetError, match="out of range"):
         make(target=5)
+
+
+def test_what_is_not_finite_and_other_baselines(p, x):
+    """It raises, and is NaN under jit; the baseline is whatever a replacement may be."""
+    make = lambda **more: evaluation.sensitivity_n(
+        network, p, x, key=jax.random.key(0), target=0, **more
+    )
+    score, relevance = make(), np.array(x)
+    relevance[3, 0, 0] = np.nan
+    with pytest.raises(relax.ArgumentError, match=r"sensitivity_n: .*first in sample 3"):
+        score(relevance)
+    found = jax.jit(score)(relevance)
+    np.testing.assert_array_equal(np.isnan(found), np.arange(5) == 3)
+    mean = jnp.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
+    np.testing.assert_allclose(make(baseline="mean")(x), make(baseline=mean)(x), rtol=1e-9)
+    drawn = make(baseline=evaluation.noise)(x)
+    np.testing.assert_array_equal(drawn, make(baseline=evaluation.noise)(x))
+    assert np.all(drawn != make(baseline="mean")(x))
