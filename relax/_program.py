@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from relax import _arguments
 from relax._assign import assign
 from relax._currency import Currencies, find_currencies
+from relax._ending import Ending, ending
 from relax._errors import ArgumentError, RelaxWarning, message
 from relax._graph import Layer, flatten, prune
 from relax._latent import conditions, joined, latent
@@ -80,6 +81,12 @@ class Program:
         self.accounts = list(self.rewritten.accounts()) if counts else []
         self._refuse_mapped_accounts()
         self.of_section = dict(_currencies(section, self.currencies))
+
+    def endings(self) -> list[Ending]:
+        """The softmaxes and sigmoids that the outputs end in."""
+        outputs = self.graph.outputs[: self.traced.count]
+        found = (ending(self.graph, self.section.layers, v) for v in outputs)
+        return [end for end in found if end is not None]
 
     def _refuse_mapped_accounts(self) -> None:
         for _, section, unit, layer, _ in self.accounts:

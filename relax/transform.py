@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from relax import _target
-from relax._errors import ArgumentError
+from relax._errors import ArgumentError, RelaxWarning, message
 from relax.rules import Epsilon
 
 
@@ -169,6 +170,26 @@ def _explain(
     program = Program(
         fun, rules, argnums, at, has_aux, args, kwargs, _target.gives_relevance(target)
     )
+    _warn_of_probabilities(program)
     run = Run(program, exact_value)
     relevance, latent = run.relprop(_target.seeds(target, run.value))
     return run.value, run.aux, (relevance if at is None else (relevance, latent))
+
+
+def _warn_of_probabilities(program: Any) -> None:
+    """A softmax or sigmoid at the end is rarely what is meant to be explained."""
+    for end in program.endings():
+        if end.constant:
+            what = "The output is constant, whatever the input is: a softmax over one entry"
+        else:
+            what = f"What is explained is a probability, not a logit: the output is a {end.name}"
+        warnings.warn(
+            message(
+                what,
+                where=end.where,
+                path=end.path,
+                remedy="To explain the logit: relax.lrp(relax.logits(f), rules).",
+            ),
+            RelaxWarning,
+            stacklevel=4,
+        )

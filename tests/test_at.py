@@ -12,6 +12,9 @@ from jax.ad_checkpoint import checkpoint_name
 import relax
 from relax import rules, select
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -13,6 +13,9 @@ from jax import lax
 import relax
 from relax import composites, rules
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 ATTN, CP = composites.attnlrp(), composites.cp_lrp()
 _random = np.random.default_rng(4)
 X = _random.normal(size=(6, 8))

@@ -15,6 +15,9 @@ from jax import lax
 import relax
 from relax import rules, select
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 EPSILON = 1e-6
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -19,6 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 import relax
 from relax import rules, select
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 EPSILON = 1e-6
 RULES = {
     "epsilon": rules.Epsilon(0.1),

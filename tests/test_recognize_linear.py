@@ -20,6 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import relax
 from relax import rules, select
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 MATRIX = np.random.default_rng(1).normal(size=(4, 6))

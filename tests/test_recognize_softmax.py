@@ -13,6 +13,9 @@ from jax import lax
 import relax
 from relax import rules, select
 
+# Small functions that end in a sigmoid or a softmax are explained as they are.
+pytestmark = pytest.mark.filterwarnings("ignore:What is explained is a probability")
+
 MASK = np.tril(np.ones((5, 5), bool))[None]
 MASK_OF_ZEROS = jnp.where(MASK, 0.0, -jnp.inf)
 
