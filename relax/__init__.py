@@ -20,11 +20,13 @@ from relax._errors import (
 from relax.transform import lrp, value_and_lrp, vrp
 
 if TYPE_CHECKING:
-    from relax import composites, concepts, evaluation, select
+    from relax import adapters, composites, concepts, evaluation, methods, select, viz
     from relax._forms import Composite
     from relax.account import Ledger, ledger
     from relax.concepts import crp
     from relax.custom import custom_relprop
+    from relax.names import method
+    from relax.outputs import logits
     from relax.plan import Plan, layers
     from relax.sweeps import sweep
     from relax.tuning import tune
@@ -36,6 +38,7 @@ _LAZY = {
     "Composite": "relax._forms",
     "Ledger": "relax.account",
     "Plan": "relax.plan",
+    "adapters": "",
     "composites": "",
     "concepts": "",
     "crp": "relax.concepts",
@@ -43,9 +46,13 @@ _LAZY = {
     "evaluation": "",
     "layers": "relax.plan",
     "ledger": "relax.account",
+    "logits": "relax.outputs",
+    "method": "relax.names",
+    "methods": "",
     "select": "",
     "sweep": "relax.sweeps",
     "tune": "relax.tuning",
+    "viz": "",
 }
 
 __all__ = [
@@ -61,6 +68,7 @@ __all__ = [
     "UnmatchedSelectorError",
     "UnsupportedOperationError",
     "__version__",
+    "adapters",
     "composites",
     "concepts",
     "crp",
@@ -68,12 +76,16 @@ __all__ = [
     "evaluation",
     "layers",
     "ledger",
+    "logits",
     "lrp",
+    "method",
+    "methods",
     "rules",
     "select",
     "sweep",
     "tune",
     "value_and_lrp",
+    "viz",
     "vrp",
 ]
 
