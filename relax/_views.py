@@ -80,13 +80,23 @@ def _elementwise(e: Evaluated) -> ElementwiseMap:
 def _one_sided(e: Evaluated, x: Any) -> Any:
     """An activation whose maxima and minima with a constant have the constant's derivative, 0,
     where both are equal: as `jax.nn.relu` has it. JAX's own would be a half, at some cost.
+
+    Where several values of x meet again, as in a CELU or a softplus, a kink is undone by another:
+    there the derivative is the middle of both sides, that of ``|x|`` as well.
     """
-    depends = {e.layer.inputs[0]}
+    root = e.layer.inputs[0]
+    equations = [e.graph.equations[i] for i in e.layer.equations]
+    depends = {root}
+    for equation in equations:
+        if any(v in depends for v in equation.inputs):
+            depends.update(equation.outputs)
+    meets = any(sum(v in depends for v in equation.inputs) > 1 for equation in equations)
 
     def evaluate(equation: Equation, operands: Sequence[Any]) -> list[Any]:
         kink, moving = _KINKS.get(equation.primitive), [v in depends for v in equation.inputs]
-        depends.update(equation.outputs)
-        if kink is None or all(moving):
+        if meets and equation.primitive is lax.abs_p and not jnp.iscomplexobj(operands[0]):
+            return [operands[0] * lax.sign(operands[0])]
+        if meets or kink is None or all(moving):
             return equation.evaluate(operands)
         x, constant = operands if moving[0] else operands[::-1]
         return [jnp.where(kink(x, constant), constant, x)]  # NaN stays NaN

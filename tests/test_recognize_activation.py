@@ -557,3 +557,20 @@ def test_a_gate_made_of_another_projection_is_a_product_not_an_activation(kind, 
     else:
         expected = dense(w, 0, x, value / 2) + dense(v, 0, x, value / 2)
     np.testing.assert_allclose(relax.lrp(fun)(x), expected, rtol=1e-5, atol=1e-8)
+
+
+SMOOTH = ["gelu", "log_sigmoid", "mish", "silu", "soft_sign", "softplus", "sparse_plus"]
+PIECEWISE = ["celu", "elu", "hard_sigmoid", "hard_swish", "hard_tanh", "relu", "relu6", "selu"]
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *PIECEWISE])
+def test_the_derivative_at_zero_is_that_of_jax(name):
+    """Also of an activation that is smooth there and written with a maximum, as softplus is."""
+    phi = getattr(jax.nn, name)
+    ones = lambda z: jnp.ones_like(z)
+    x = jnp.array([0.0, 3.0, -3.0, 6.0, 1.0])  # where some of them have a kink
+    found = relax.lrp(phi, rules.Gradient(), target=ones)(x[:1])
+    np.testing.assert_allclose(found, [jax.grad(phi)(0.0)], rtol=1e-6)
+    between = x + 0.1
+    found = relax.lrp(phi, rules.Gradient(), target=ones)(between)
+    np.testing.assert_allclose(found, jax.vmap(jax.grad(phi))(between), rtol=1e-6)
