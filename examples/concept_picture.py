@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import relax
-from heatmap import RELEVANCE, color_limit
+from relax import viz
 
 # Inches.
 _SIDE = 2.75
@@ -59,22 +59,6 @@ class Captions(NamedTuple):
     foot: str
 
 
-def overlay(photograph: np.ndarray, relevance: np.ndarray) -> np.ndarray:
-    """Relevance as color on a pale gray photograph: red speaks for the class, blue against it.
-
-    Args:
-        photograph: bytes ``(height, width, 3)``.
-        relevance: ``(height, width)``; the full color is reached at ``color_limit``.
-
-    Returns:
-        An array ``(height, width, 3)`` from 0 to 1.
-    """
-    pale = 0.6 + 0.4 * photograph.mean(axis=-1, keepdims=True) / 255
-    strength = np.clip(relevance / color_limit(relevance), -1, 1)
-    cover = np.abs(strength)[..., None] ** 0.6  # Faint relevance shows, and the photograph too.
-    return (1 - cover) * pale + cover * RELEVANCE((strength + 1) / 2)[..., :3]
-
-
 def save_picture(
     path: Path,
     photograph: np.ndarray,
@@ -111,7 +95,7 @@ def save_picture(
     panel = _show(axes(_MARGIN, y, _SIDE, _SIDE), photograph)
     panel.set_title(captions.title, fontsize=11, fontweight="bold", pad=6)
     y += _SIDE + _TITLE
-    panel = _show(axes(_MARGIN, y, _SIDE, _SIDE), overlay(photograph, heatmap))
+    panel = _show(axes(_MARGIN, y, _SIDE, _SIDE), viz.overlay(photograph, heatmap))
     _caption(panel, "all relevance")
     y += _SIDE + _TITLE
     panel = axes(_MARGIN, y, _SIDE, height - _FOOT - y)
@@ -142,7 +126,7 @@ def _draw_layer(
             _caption(panel, layer.name, family="monospace")
         panel.text(0.87, 0.52, concept.name, ha="right", fontsize=10, fontweight="bold")
         panel.text(0.87, 0.34, f"{concept.share:.1%}", ha="right", fontsize=8, color="0.4")
-        panel = _show(axes(x, here, _TILE, _TILE), overlay(photograph, concept.heatmap))
+        panel = _show(axes(x, here, _TILE, _TILE), viz.overlay(photograph, concept.heatmap))
         for column, (crop, value) in enumerate(zip(concept.crops, concept.values, strict=True)):
             panel = _show(axes(start + column * (_TILE + _GAP), here, _TILE, _TILE), crop)
             ground = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5}

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from heatmap import RELEVANCE, color_limit
+from relax import viz
 
 # Inches.
 _TILE = 1.12
@@ -48,9 +48,9 @@ def save_rows(
 ) -> None:
     """Draws pictures, and a row of heatmaps of them for each network.
 
-    Red speaks for the answer, blue against it, white is zero; each heatmap has a scale of its own,
-    symmetric about zero (see ``heatmap.color_limit``), and the outline of the picture on it. Right
-    answers are in bold type.
+    Red speaks for the answer, blue against it, white is zero; each heatmap has a scale of its own
+    (see ``relax.viz.color_limit``), and the outline of the picture on it. Right answers are in bold
+    type.
 
     Args:
         path: the PNG to write.
@@ -89,20 +89,16 @@ def save_rows(
     for panel, image, patch in zip(begin(0, title, text), images, below, strict=True):
         panel.imshow(image, cmap="gray", vmin=0, vmax=1)
         label(panel, patch, False)
-    shown = None
     for number, row in enumerate(rows, start=1):
         for index, panel in enumerate(begin(number, row.title, row.text)):
-            relevance = row.relevance[index] / color_limit(row.relevance[index])
-            shown = panel.imshow(relevance, cmap=RELEVANCE, vmin=-1, vmax=1)
+            panel.imshow(viz.heatmap(row.relevance[index]))
             panel.contour(images[index], levels=[0.1], colors="0.45", linewidths=0.6)
             label(panel, row.answers[index], bool(row.right[index]))
 
-    if shown is not None:
-        center = _LEFT + len(images) * (_TILE + _GAP) / 2
-        bar = axes(center - _BAR[0] / 2, 0.16, *_BAR)
-        figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=[])
-        bar.spines[:].set(color="0.75", linewidth=0.8)
-        place = {"transform": bar.transAxes, "va": "center", "fontsize": 8.5, "color": "0.25"}
-        bar.text(-0.05, 0.45, "against the answer", ha="right", **place)
-        bar.text(1.05, 0.45, "for the answer", ha="left", **place)
+    center = _LEFT + len(images) * (_TILE + _GAP) / 2
+    bar = axes(center - _BAR[0] / 2, 0.16, *_BAR)
+    bar.imshow(viz.heatmap(np.linspace(-1, 1, 257)[None], limit=1.0), aspect="auto")
+    place = {"transform": bar.transAxes, "va": "center", "fontsize": 8.5, "color": "0.25"}
+    bar.text(-0.05, 0.45, "against the answer", ha="right", **place)
+    bar.text(1.05, 0.45, "for the answer", ha="left", **place)
     figure.savefig(path, format="png", pil_kwargs={"optimize": True})

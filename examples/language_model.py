@@ -18,6 +18,7 @@ The packages that it needs beside relax, and the weights (93 MB), come with
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -27,12 +28,10 @@ try:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from rich.console import Console
     from tokenizers import Tokenizer
 
     import relax
     from byte_level_bpe import token_bytes
-    from colored_text import Passage, bars, colored_text, html_page
     from command_line import (
         InputError,
         add_output,
@@ -42,8 +41,9 @@ try:
         run_command,
     )
     from next_tokens import Question, Seed, ask
+    from relax import viz
     from smollm2 import LanguageModel, WeightsError, load
-    from words import Word, merge_words
+    from text_output import after_start, print_colored, print_likely, write_page
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -82,16 +82,11 @@ def explain(rules: Any, model: LanguageModel, ids: np.ndarray, seeds: Sequence[S
     return np.asarray(jax.jit(relevance)(model.variables, ids[None])[0])
 
 
-def passage(question: Question, tokenizer: Tokenizer, relevance: np.ndarray) -> Passage:
+def words(question: Question, tokenizer: Tokenizer, relevance: np.ndarray) -> viz.Text:
     """The words of what the network has read, with their relevance."""
-
-    def words(begin: int, end: int) -> list[Word]:
-        pieces = token_bytes(tokenizer, question.ids[begin:end])
-        return merge_words(pieces, relevance[begin:end].tolist())
-
-    (start,) = words(0, 1)
-    given, end = question.given, len(question.ids)
-    return Passage(start, words(1, given), words(given, end), question.answer)
+    pieces, own = token_bytes(tokenizer, question.ids), len(question.ids) - question.given
+    options = {"by_word": True, "generated": own, "answer": question.answer}
+    return after_start(functools.partial(viz.text, **options), pieces, relevance)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -114,23 +109,19 @@ def run(arguments: argparse.Namespace) -> None:
     model = load()
     question = ask(model, arguments.prompt, arguments.target, arguments.against, arguments.generate)
     print(f"{arguments.prompt!r} goes on with")
-    for token, probability in question.likely:
-        print(f"{probability:7.1%}  {token}")
+    print_likely(question.likely)
     print(f"\nrelevance for {question.text} {question.value:.3f}")
 
-    console = Console(highlight=False, soft_wrap=True)
-    passages = {}
+    texts = {}
     for name, rule in rules.items():
         lap = time.perf_counter()
         relevance = explain(rule, model, question.ids, question.seeds)
         seconds = time.perf_counter() - lap
-        passages[name] = passage(question, model.tokenizer, relevance)
+        texts[name] = words(question, model.tokenizer, relevance)
         print(f"\n{name} sums to {relevance.sum():.3g}  ({seconds:.1f} s)\n")
-        console.print(colored_text(passages[name]), end="\n\n")
-        console.print(bars(passages[name]), end="")
+        print_colored(texts[name].ansi(newline="⏎") + "\n\n" + texts[name].bars(ansi=True))
     title = f"Relevance for {question.text} {question.value:.3f}"
-    page = html_page(title, CAPTION, question.likely, passages)
-    arguments.output.write_text(page, encoding="utf-8")
+    write_page(arguments.output, title, CAPTION, question.likely, texts)
     print(f"\n{arguments.output} written after {time.perf_counter() - start:.0f} s")
 
 

@@ -23,6 +23,7 @@ The packages that it needs beside relax, and the weights (4 MB, for academic pur
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,8 @@ from typing import Any, NamedTuple
 try:
     import jax
     import numpy as np
-    from rich.console import Console
 
     import relax
-    from colored_text import Passage, colored_text, comparable, html_page, side_by_side
     from command_line import (
         InputError,
         add_output,
@@ -45,8 +44,9 @@ try:
         run_command,
     )
     from language_lstm import LanguageModel, WeightsError, load
+    from relax import viz
+    from text_output import comparable, print_colored, print_likely, write_page
     from torch_checkpoint import CheckpointError
-    from words import Token, Word, merge_words
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -142,16 +142,20 @@ def explain(rules: Any, model: LanguageModel, question: Question) -> np.ndarray:
     return np.asarray(jax.jit(relevance)(model.variables, ids))
 
 
-def passages(
-    question: Question, text: str, relevance: np.ndarray
-) -> tuple[dict[str, Passage], dict[str, Passage]]:
-    """The text with its relevance for each sum of logits: by character, and word by word."""
-    by_character, by_word = {}, {}
-    for name, row in zip(question.weights, relevance.tolist(), strict=True):
-        tokens = [Token(character, share) for character, share in zip(text, row, strict=True)]
-        by_character[name] = Passage(None, [Word(*token, (token,)) for token in tokens])
-        by_word[name] = Passage(None, merge_words([c.encode() for c in text], row))
-    return comparable(by_character), comparable(by_word)
+def by_character(
+    question: Question, text: str, relevance: np.ndarray, **options: Any
+) -> dict[str, viz.Text]:
+    """The text with its relevance for each sum of logits, by the name of the sum.
+
+    Args:
+        question: what is explained.
+        text: what was read.
+        relevance: of each character, ``(sum of logits, position)``.
+        **options: of ``relax.viz.text``; ``by_word=True`` shows it word by word.
+    """
+    rows = dict(zip(question.weights, relevance, strict=True))
+    make = functools.partial(viz.text, tokenizer="plain", **options)
+    return comparable(make, [*text], rows)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -169,28 +173,26 @@ def run(arguments: argparse.Namespace) -> None:
     model = load()
     question = ask(model, arguments.text, arguments.languages, arguments.contrast)
     print(f"{arguments.text!r} is in")
-    for code, probability in question.likely:
-        print(f"{probability:7.1%}  {code}")
+    print_likely(question.likely)
     print(f"\nrelevance for {question.text}")
 
-    console = Console(highlight=False, soft_wrap=True)
-    shown: dict[str, Passage | Mapping[str, Passage]] = {}
+    shown: dict[str, viz.Text | Mapping[str, viz.Text]] = {}
     for name, rule in rules.items():
         lap = time.perf_counter()
         relevance = explain(rule, model, question)
         seconds = time.perf_counter() - lap
-        by_character, by_word = passages(question, arguments.text, relevance)
-        shown |= {f"{name}, {row}": passage for row, passage in by_character.items()}
-        shown[f"{name}, word by word"] = by_word
-        sums = ", ".join(f"{row} {passage.total:.3g}" for row, passage in by_word.items())
+        characters = by_character(question, arguments.text, relevance)
+        words = by_character(question, arguments.text, relevance, by_word=True)
+        shown |= {f"{name}, {row}": text for row, text in characters.items()}
+        shown[f"{name}, word by word"] = words
+        sums = ", ".join(f"{row} {text.relevance.sum():.3g}" for row, text in words.items())
         print(f"\n{name} sums to {sums}  ({seconds:.1f} s)\n")
-        width = max(map(len, by_character))
-        for row, passage in by_character.items():
-            console.print(f"{row:>{width}}  ", colored_text(passage), sep="")
-        console.print()
-        console.print(side_by_side(by_word), end="")
-    page = html_page(f"Relevance for {question.text}", CAPTION, question.likely, shown)
-    arguments.output.write_text(page, encoding="utf-8")
+        width = max(map(len, characters))
+        for row, text in characters.items():
+            print_colored(f"{row:>{width}}  {text.ansi(newline='⏎')}")
+        print_colored("\n" + viz.text_bars(words, ansi=True))
+    title = f"Relevance for {question.text}"
+    write_page(arguments.output, title, CAPTION, question.likely, shown)
     print(f"\n{arguments.output} written after {time.perf_counter() - start:.0f} s")
 
 

@@ -31,7 +31,6 @@ try:
     import relax
     from command_line import add_output, add_rules, run_command
     from efficientnet_lite import IMAGE_SIZE, EfficientNetLite0, load_variables, preprocess
-    from heatmap import save_figure
     from imagenet import (
         add_image,
         find_class_index,
@@ -39,6 +38,7 @@ try:
         load_labels,
         short_name,
     )
+    from relax import viz
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -138,7 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"  {rule_name:<26} sums to {heatmaps[rule_name].sum():9.3g}  ({seconds:.1f} s)")
     title = f"{name}, {probabilities[target]:.1%}"
     caption = f"EfficientNet-Lite0, trained on ImageNet. Photograph: {Path(arguments.image).name}"
-    save_figure(arguments.output, photograph, title, heatmaps, caption)
+    shown = viz.figure(photograph, heatmaps, title=title, caption=caption, smooth=True)
+    shown.savefig(arguments.output, pil_kwargs={"optimize": True})
     if arguments.ledger is not None:
         first = next(iter(rules))
         found = account(rules[first], variables, image, target)

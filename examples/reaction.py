@@ -25,6 +25,7 @@ The packages that it needs beside relax, and the weights (3 MB), come with
 """
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -34,10 +35,8 @@ try:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from rich.console import Console
 
     import relax
-    from colored_text import Passage, bars, colored_text, html_page
     from command_line import (
         InputError,
         add_output,
@@ -47,9 +46,10 @@ try:
         run_command,
     )
     from reaction_albert import END, MASK, START, ReactionModel, WeightsError, load
+    from relax import viz
     from smiles import ARROW, split_molecules, split_tokens
+    from text_output import after_start, print_colored, print_likely, write_page
     from torch_checkpoint import CheckpointError
-    from words import Token, Word
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
         raise
@@ -63,7 +63,7 @@ except ModuleNotFoundError as missing:
 REACTION = "CCN=C=NCCCN(C)C.ClCCl.NCc1ccccc1.O=C(O)c1ccccc1>>O=C(NCc1ccccc1)c1ccccc1"
 MASKED, AGAINST = "36", "Cl"
 RULES = ("attnlrp",)
-ROWS = 8
+ROWS = 9
 CAPTION = "The ALBERT of RXNMapper. The tokens likely to stand where the mask is:"
 
 
@@ -203,23 +203,30 @@ def explain(rules: Any, model: ReactionModel, question: Question) -> np.ndarray:
     return np.asarray(jax.jit(relevance)(model.variables, ids)[0])
 
 
-def passages(question: Question, relevance: np.ndarray) -> tuple[Passage, Passage]:
-    """What the network has read with its relevance: token by token, and molecule by molecule."""
-    shares = [Token(t, float(r)) for t, r in zip(question.tokens, relevance, strict=True)]
-    start, *tokens = (Word(share.text, share.relevance, (share,)) for share in shares)
-    molecules = []
-    for part in split_molecules(question.tokens[1:-1]):
-        group = shares[1:-1][part]
-        text = "".join(share.text for share in group)
-        molecules.append(Word(text, sum(share.relevance for share in group), tuple(group)))
-    answer = f"  {MASK} is {question.answer}"
-    return Passage(start, tokens, (), answer), Passage(start, [*molecules, tokens[-1]], (), answer)
+def by_token(question: Question, relevance: np.ndarray) -> viz.Text:
+    """What the network has read, token by token, and what it fills in."""
+    return _text(question.tokens, relevance, answer=f"  {MASK} is {question.answer}")
 
 
-def numbered(passage: Passage) -> Passage:
-    """The words, each with its number, as ``--mask`` takes it."""
-    words = [word._replace(text=f"{word.text} {i}") for i, word in enumerate(passage.words, 1)]
-    return passage._replace(words=words)
+def by_molecule(question: Question, relevance: np.ndarray) -> viz.Text:
+    """As ``by_token``, molecule by molecule; a molecule has the relevance of its tokens."""
+    end = len(question.tokens) - 1
+    inner = split_molecules(question.tokens[1:end])
+    parts = [slice(0, 1), *(slice(p.start + 1, p.stop + 1) for p in inner), slice(end, end + 1)]
+    texts = ["".join(question.tokens[part]) for part in parts]
+    sums = np.array([relevance[part].sum() for part in parts])
+    return _text(texts, sums, answer=f"  {MASK} is {question.answer}")
+
+
+def numbered(question: Question, relevance: np.ndarray) -> viz.Text:
+    """The tokens, each with its number, as ``--mask`` takes it."""
+    start, *tokens = question.tokens
+    return _text([start, *(f"{t} {i}" for i, t in enumerate(tokens, 1))], relevance)
+
+
+def _text(pieces: Sequence[str], relevance: np.ndarray, **options: Any) -> viz.Text:
+    make = functools.partial(viz.text, tokenizer="plain", **options)
+    return after_start(make, pieces, relevance)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -244,25 +251,21 @@ def run(arguments: argparse.Namespace) -> None:
     model = load()
     question = ask(model, tokens, arguments.target, against)
     print(f"{''.join(tokens)} is filled in with")
-    for token, probability in question.likely:
-        print(f"{probability:7.1%}  {token}")
+    print_likely(question.likely)
     print(f"\nrelevance for {question.text} {question.value:.3f}")
 
-    console = Console(highlight=False, soft_wrap=True)
     shown = {}
     for name, rule in rules.items():
         lap = time.perf_counter()
         relevance = explain(rule, model, question)
         seconds = time.perf_counter() - lap
-        by_token, by_molecule = passages(question, relevance)
-        shown |= {name: by_token, f"{name}, molecule by molecule": by_molecule}
+        text, molecules = by_token(question, relevance), by_molecule(question, relevance)
+        shown |= {name: text, f"{name}, molecule by molecule": molecules}
         print(f"\n{name} sums to {relevance.sum():.3g}  ({seconds:.1f} s)\n")
-        console.print(colored_text(by_token), end="\n\n")
-        console.print(bars(by_molecule), end="\n")
-        console.print(bars(numbered(by_token), ROWS), end="")
+        largest = numbered(question, relevance).bars(ROWS, ansi=True)
+        print_colored("\n\n".join([text.ansi(), molecules.bars(ansi=True), largest]))
     title = f"Relevance for {question.text} {question.value:.3f}"
-    page = html_page(title, CAPTION, question.likely, shown)
-    arguments.output.write_text(page, encoding="utf-8")
+    write_page(arguments.output, title, CAPTION, question.likely, shown)
     print(f"\n{arguments.output} written after {time.perf_counter() - start:.0f} s")
 
 

@@ -24,7 +24,6 @@ import concept_picture
 import concepts
 import relax
 from efficientnet_lite import EfficientNetLite0, InvertedBottleneck, load_variables, preprocess
-from heatmap import RELEVANCE
 from imagenet import PHOTOGRAPHS, load_image
 from relax.concepts import Top
 
@@ -216,18 +215,6 @@ def test_a_crop_is_where_the_box_is(rng):
 
 
 # The picture
-
-
-def test_relevance_is_color_on_a_pale_photograph(rng):
-    """None leaves the photograph, pale and gray; the strongest of all is a full color."""
-    photograph = rng.integers(256, size=(2, 3, 3)).astype(np.uint8)
-    relevance = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-    shown = concept_picture.overlay(photograph, relevance)
-    np.testing.assert_allclose(shown[0, 0], RELEVANCE(1.0)[:3])
-    np.testing.assert_allclose(shown[1, 2], RELEVANCE(0.0)[:3])
-    gray = photograph.mean(-1) / 255
-    for place in ((0, 1), (0, 2), (1, 0), (1, 1)):
-        np.testing.assert_allclose(shown[place], 0.6 + 0.4 * gray[place])
 
 
 def test_the_picture_is_drawn(rng, tmp_path):

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 pytest.importorskip("gguf", reason="extra `examples` not installed")
 pytest.importorskip("tokenizers", reason="extra `examples` not installed")
 pytest.importorskip("rich", reason="extra `examples` not installed")
-pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
 
 from command_lines import assert_refused, caller
@@ -32,7 +31,7 @@ from reference_language_model import (
     tiny_tensors,
     write_gguf,
 )
-from test_words import PageReader
+from test_text_output import PageReader
 
 import language_model
 import relax
@@ -220,8 +219,24 @@ def test_the_page_is_written(main, tmp_path):
     assert "attnlrp sums to" in out
     reader = PageReader()
     reader.feed(output.read_text("utf-8"))
-    assert "the sea" in reader.text
-    assert reader.tips[0].startswith("the  ")
+    assert f"{START}the sea" in reader.text
+    assert [tip.split("  ")[0] for tip in reader.tips[:3]] == [START, "the", "sea"]
+
+
+def test_what_is_shown_is_all_there_is(tiny):
+    """The text and its relevance; the mark at the start sets no color, the answer has no number."""
+    question = ask(tiny, "the sea", None, None, 3)._replace(answer=" the")
+    relevance = np.arange(float(len(question.ids)))
+    relevance[0] = -1e3
+    shown = language_model.words(question, tiny.tokenizer, relevance)
+    pieces = token_bytes(tiny.tokenizer, question.ids)
+    assert str(shown).startswith(f"{START}the sea")
+    assert str(shown) == b"".join(pieces).decode(errors="replace") + question.answer
+    assert [r for parts in shown.parts for _, r in parts] == relevance.tolist()
+    assert shown.relevance.sum() == relevance.sum()
+    assert shown.scale.limit == np.abs(shown.relevance[1:]).max()
+    generated = shown.pieces[len(shown.pieces) - shown.generated :]
+    assert "".join(generated) == b"".join(pieces[question.given :]).decode(errors="replace")
 
 
 # The trained network
@@ -282,4 +297,5 @@ class TestTrained:
         reader = PageReader()
         reader.feed(output.read_text("utf-8"))
         relevance = [tip.splitlines()[0].split("  ") for tip in reader.tips]
+        assert relevance[0][0] == START
         assert max(relevance, key=lambda pair: float(pair[1]))[0] == word

@@ -21,19 +21,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rich", reason="extra `examples` not installed")
-pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 
 from command_lines import assert_refused, caller
 from recurrent_cells import lstm, unrolled, zeros
-from test_words import PageReader
+from test_text_output import PageReader
 
 import language_lstm
 import language_of_each_character as example
 import relax
-from colored_text import Passage, comparable, html_page, side_by_side
 from language_lstm import WeightsError, model_from_checkpoint
 from torch_checkpoint import CheckpointError, load_checkpoint, load_nested
-from words import Word
 
 # Legacy checkpoints, written by hand: no PyTorch takes part.
 
@@ -401,39 +398,18 @@ def test_what_is_shown_is_all_there_is(tiny):
     text = "ab, cé\u0301!\n"
     question = example.ask(tiny, text, ["de", "en"], False)
     relevance = np.arange(2.0 * len(text)).reshape(2, -1)
-    by_character, by_word = example.passages(question, text, relevance)
-    for passages in (by_character, by_word):
-        assert list(passages) == ["de", "en"]
-        for passage, row in zip(passages.values(), relevance, strict=True):
-            assert "".join(word.text for word in passage.words) == text
-            assert [t.relevance for word in passage.words for t in word.tokens] == row.tolist()
-            assert passage.total == row.sum()
-    assert {passage.limit for passage in by_character.values()} == {relevance.max()}
-    assert [word.text for word in by_word["de"].words] == ["ab", ",", " cé\u0301", "!", "\n"]
-
-
-def test_bars_side_by_side_have_one_scale():
-    def passage(*shares):
-        return Passage(
-            None, [Word(w, s, ()) for w, s in zip(("a", " <b>", " c"), shares, strict=True)]
-        )
-
-    shown = comparable({"de": passage(4.0, -2.0, 0.0), "en": passage(1.0, 0.0, -0.5)})
-    lines = side_by_side(shown).plain.splitlines()
-    assert [line.split() for line in lines] == [
-        ["de", "en"],
-        ["a", "+4.00", "█" * 20, "+1.00", "█" * 5],
-        ["<b>", "-2.00", "█" * 10, "+0.00"],
-        ["c", "+0.00", "-0.50", "██"],
-    ]
-    assert lines[0].index("en") + 2 == lines[1].index("+1.00") + 5
-    assert side_by_side(shown, rows=2).plain.splitlines()[2:] == [
-        lines[2],
-        "and 1 of less relevance",
-    ]
-    reader = PageReader()
-    reader.feed(html_page("title", "about", [], {"rule": shown}))
-    assert "a+4.00+1.00<b>-2.00+0.00c+0.00-0.50" in "".join(reader.text.split())
+    by_character = example.by_character(question, text, relevance)
+    by_word = example.by_character(question, text, relevance, by_word=True)
+    for texts in (by_character, by_word):
+        assert list(texts) == ["de", "en"]
+        for shown, row in zip(texts.values(), relevance, strict=True):
+            assert str(shown) == text
+            assert [r for parts in shown.parts for _, r in parts] == row.tolist()
+            assert shown.relevance.sum() == row.sum()
+        largest = max(shown.relevance.max() for shown in texts.values())
+        assert {shown.scale.limit for shown in texts.values()} == {largest}
+    assert by_character["de"].pieces == (*"ab, c", "é\u0301", "!", "\n")
+    assert by_word["de"].pieces == ("ab", ",", " cé\u0301", "!", "\n")
 
 
 # The command line
@@ -551,12 +527,12 @@ class TestTrained:
         (a, b), (c, d) = relevance[:, : len(first)].sum(1), relevance[:, len(first) :].sum(1)
         assert a > 5 > b
         assert d > 5 > c
-        _, by_word = example.passages(question, text, relevance)
+        by_word = example.by_character(question, text, relevance, by_word=True)
         owned, place = [], 0
-        for words in zip(*(by_word[code].words for code in codes), strict=True):
-            shares = [word.relevance for word in words]
+        columns = (by_word[code].relevance for code in codes)
+        for word, *shares in zip(by_word[codes[0]].pieces, *columns, strict=True):
             owned.append(shares[0] > shares[1] if place < len(first) else shares[1] > shares[0])
-            place += len(words[0].text)
+            place += len(word)
         assert np.mean(owned) > 0.9
 
     def test_the_command_line_shows_it(self, tmp_path, capsys):

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("rich", reason="extra `examples` not installed")
-pytest.importorskip("matplotlib", reason="extra `examples` not installed")
 pytest.importorskip("gguf", reason="extra `examples` not installed")
 pytest.importorskip("tokenizers", reason="extra `examples` not installed")
 
@@ -28,7 +27,7 @@ from reference_reaction_albert import (
     tiny_model,
     tiny_state,
 )
-from test_words import PageReader
+from test_text_output import PageReader
 
 import reaction
 import reaction_albert
@@ -166,11 +165,26 @@ def test_what_is_shown_is_all_there_is(tiny):
     """Token by token and molecule by molecule: the text and the relevance are the same."""
     question = reaction.ask(tiny, reaction.mask_token(AMIDE, "8"), None, None)
     relevance = np.arange(len(question.tokens), dtype=float)
-    for passage in reaction.passages(question, relevance):
-        shown = "".join(word.text for word in (passage.start, *passage.words))
-        assert shown == "".join(question.tokens)
-        assert passage.total == relevance.sum()
-        assert [t.relevance for word in passage.words for t in word.tokens] == [*relevance[1:]]
+    relevance[0] = -1e3  # that of the mark at the start sets no color
+    by_token, by_molecule = (
+        make(question, relevance) for make in (reaction.by_token, reaction.by_molecule)
+    )
+    for shown in (by_token, by_molecule):
+        assert "".join(shown.pieces) == "".join(question.tokens)
+        assert shown.answer == f"  {MASK} is {question.answer}"
+        assert shown.relevance.sum() == relevance.sum()
+        assert shown.relevance[0] == -1e3
+        assert shown.scale.limit == shown.relevance.max()
+    assert by_token.pieces == tuple(question.tokens)
+    np.testing.assert_array_equal(by_token.relevance, relevance)
+    molecules = ["NC", ".", f"O=C({MASK})C", ">>", "O=C(NC)C"]
+    assert by_molecule.pieces == (question.tokens[0], *molecules, question.tokens[-1])
+    ends = np.cumsum([1, *(len(split_tokens(text)) for text in molecules), 1])
+    sums = np.add.reduceat(relevance, [0, *ends[:-1]])
+    np.testing.assert_array_equal(by_molecule.relevance, sums)
+    numbered = reaction.numbered(question, relevance)
+    assert numbered.pieces[:3] == (question.tokens[0], "N 1", "C 2")
+    np.testing.assert_array_equal(numbered.relevance, relevance)
 
 
 # The command line
@@ -235,7 +249,7 @@ def test_the_page_is_written(main, tmp_path, mask):
     reader = PageReader()
     reader.feed(output.read_text("utf-8"))
     assert MASK in reader.text
-    assert reader.tips[0].startswith("N  ")
+    assert [tip.split("  ")[0] for tip in reader.tips[:2]] == [reaction.START, "N"]
 
 
 # The trained network
@@ -294,6 +308,6 @@ class TestTrained:
             assert ask(decisive, *(rest for rest in others if rest != other)).answer == "O"
         question = ask(decisive, *others, against="Cl")
         assert question.answer == "O"
-        _, by_molecule = reaction.passages(question, reaction.explain(rules(), model, question))
-        shares = {word.text: word.relevance for word in by_molecule.words}
+        by_molecule = reaction.by_molecule(question, reaction.explain(rules(), model, question))
+        shares = dict(zip(by_molecule.pieces, by_molecule.relevance, strict=True))
         assert shares[decisive] > 3 * max(shares[other] for other in others)

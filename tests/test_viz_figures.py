@@ -138,6 +138,24 @@ def test_a_figure_shows_the_heatmaps(rng):
     assert texts(saliency.axes[1]) == ["nothing", "all"]
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_only_the_picture_is_smoothed(smooth):
+    """Of a picture in black and white the middle has grays if it is; heatmaps have two colors."""
+    checks = np.indices((6, 6)).sum(0) % 2
+    figure = viz.figure(checks * 1.0, {"a": 2.0 * checks - 1}, smooth=smooth, percentile=100)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    seen = np.asarray(canvas.buffer_rgba())[..., :3]
+    colors = []
+    for axes in figure.axes[:2]:
+        box = axes.get_window_extent()
+        rows = slice(*(int(len(seen) - y) for y in (box.y1 - 9, box.y0 + 9)))
+        inside = seen[rows, int(box.x0 + 9) : int(box.x1 - 9)]
+        colors.append(len(np.unique(inside.reshape(-1, 3), axis=0)))
+    assert colors[1] == 2
+    assert colors[0] > 20 if smooth else colors[0] == 2
+
+
 def test_tiles_have_the_proportions_of_the_picture(rng):
     """A pixel is a square: the axes are as wide to high as the picture."""
     for shape in ((10, 40), (40, 10), (20, 20)):
@@ -270,6 +288,25 @@ def test_frames_and_their_points(rng):
     even = viz.frames(video, relevance, number_of_frames=4, point=False)
     assert [axes.get_title() for axes in even.axes[:4]] == ["0", "3", "6", "9"]
     assert not any(axes.lines for axes in even.axes[:4])
+
+
+def test_a_figure_frames_the_answer():
+    """Behind the text, bold on white, and no piece has another color for it."""
+    plain, shown = (
+        viz.text(["It", " is"], [-1.0, 2.0], generated=1, answer=answer).figure()
+        for answer in ("", " so")
+    )
+    before, (*patches, frame) = plain.axes[0].patches, shown.axes[0].patches
+    for one, other in zip(before, patches, strict=True):
+        assert one.get_facecolor() == other.get_facecolor()
+    assert frame.get_facecolor() == (1, 1, 1, 1)
+    assert frame.get_edgecolor() != frame.get_facecolor()
+    assert [(t.get_text(), t.get_weight()) for t in shown.axes[0].texts] == [
+        ("It", "normal"),
+        ("is", "normal"),
+        ("so", "bold"),
+    ]
+    assert len(shown.axes[0].lines) == len(plain.axes[0].lines) == 1
 
 
 def test_text_is_laid_out_in_lines():

@@ -1,6 +1,7 @@
 """Text with relevance: every tokenizer's pieces, sums, colors, and that no character is lost."""
 
 import html.parser
+import itertools
 import re
 
 import numpy as np
@@ -88,6 +89,11 @@ def test_words_of_single_characters():
         ("wordpiece", ["hello", "world", ",", "it"], ["hello", " world", ",", " it"]),
         ("bytes", [b"\xf0\x9f", b"\x98\x80", b" a", b"b"], ["😀", " ab"]),
         ("plain", ["##", " heading", " ▁ Ġ"], ["##", " heading", " ▁ Ġ"]),
+        ("plain", [" isn", "'t", " 'so", "'"], [" isn't", " 'so", "'"]),
+        ("plain", [" ", "1", "8", "8", "9", ".", " ", "3", ".", "1"], [" 1889", ".", " 3.1"]),
+        ("plain", ["a", "\n", "\n", "  ", " b", "  "], ["a", "\n", "\n", "   b", "  "]),
+        ("plain", ["caf", "e", "\u0301", "s"], ["cafe\u0301s"]),
+        ("plain", ["<|endoftext|>", "The"], ["<|endoftext|>", "The"]),
     ],
 )
 def test_each_way_of_writing_pieces(tokenizer, pieces, words):
@@ -113,6 +119,24 @@ def test_words_conserve_relevance(pieces, tokenizer, data):
     assert len(found) == len(sums) <= len(pieces)
     if tokenizer == "plain":
         assert "".join(found).encode(errors="replace") == "".join(pieces).encode(errors="replace")
+
+
+@given(text=st.text(min_size=1), data=st.data())
+def test_words_lose_neither_text_nor_relevance(text, data):
+    """However the bytes of a text are cut; a cut may be inside a character."""
+    encoded = text.encode()
+    places = st.sets(st.integers(1, max(len(encoded) - 1, 1)))
+    cuts = [0, *sorted(p for p in data.draw(places) if p < len(encoded)), len(encoded)]
+    pieces = [encoded[a:b] for a, b in itertools.pairwise(cuts)]
+    relevance = 2.0 ** -np.arange(len(pieces))
+    own = data.draw(st.integers(0, len(pieces)))
+    found, sums = viz.words(pieces, relevance)
+    shown = viz.text(pieces, relevance, by_word=True, generated=own)
+    assert "".join(found) == text
+    np.testing.assert_allclose(sums.sum(), relevance.sum())
+    assert [r for parts in shown.parts for _, r in parts] == relevance.tolist()
+    assert sum(len(parts) for parts in shown.parts[len(shown.parts) - shown.generated :]) <= own
+    np.testing.assert_allclose([sum(r for _, r in p) for p in shown.parts], shown.relevance)
 
 
 @given(PIECES)
@@ -226,11 +250,54 @@ def test_a_page_holds_every_text(tmp_path):
     assert "linear-gradient(to right, #0244be" in page
     one.save(tmp_path / "t.html", title="Saved")
     saved = (tmp_path / "t.html").read_text(encoding="utf-8")
-    assert one.html() in saved
+    shown = Reader(one.html())
     assert one._repr_html_() == one.html()
     assert "2 pieces" in repr(one)
+    tips = [span["title"] for span in shown.spans]
+    assert tips == ["Not  -1.00", "bad  +3.00"]
+    body = saved.split("<section>")[1].split("</section>")[0]
+    own = Reader(body)
+    assert shown.text in own.text
+    assert [span["data-tip"] for span in own.spans] == tips  # no title, which would be a second tip
+    assert {span["tabindex"] for span in own.spans} == {"0"}
+    assert [span["style"] for span in own.spans] == [span["style"] for span in shown.spans]
+    assert "[data-tip]:focus::after" in saved
     tip = Reader(viz.text(["▁a", "b"], [1, 2], by_word=True).html()).spans[0]["title"]
-    assert tip == "ab  +3.00\n+1.00, +2.00"
+    assert tip == "ab  +3.00\n'a'  +1.00\n'b'  +2.00"
+
+
+def test_a_page_needs_no_other_file():
+    """Nothing in it is fetched from anywhere."""
+    page = viz.page("title", {"epsilon": viz.text(["a"], [1.0])}, about="about")
+    assert not any(word in page for word in ("http", "src=", "href=", "url(", "@import"))
+
+
+def test_the_answer_stands_behind_the_text():
+    """In a frame, without a number, in bars, sums and colors as if it were not there."""
+    pieces, relevance = ["It", " is"], [-1.0, 2.0]
+    plain, shown = viz.text(pieces, relevance), viz.text(pieces, relevance, answer=" <b>\x1b ")
+    assert str(shown) == "It is <b>␛ "
+    assert ANSI.sub("", shown.ansi()) == str(shown)
+    assert shown.ansi() == plain.ansi() + " \x1b[1;4m<b>␛ \x1b[0m"
+    read = Reader(shown.html())
+    assert read.text == str(shown)
+    assert read.spans == Reader(plain.html()).spans
+    assert "solid" in shown.html().split("<b ")[1]
+    assert shown.bars() == plain.bars()
+    assert "The sum is +1.00" in viz.page("", {"": shown})
+
+
+def test_the_model_s_own_pieces_make_no_words_with_those_given():
+    """Neither letters nor spaces go on over the edge, but a character stays whole."""
+    words = lambda pieces, own: viz.text(
+        pieces, np.ones(len(pieces)), by_word=True, tokenizer="bytes", generated=own
+    )
+    shown = words([b"Mon", b"day", b"s"], 2)
+    assert shown.pieces == ("Mon", "days")
+    assert shown.generated == 1
+    assert words([b"a", b" ", b"b"], 1).pieces == ("a", " ", "b")
+    assert words([b"a", b" ", b"b"], 2).pieces == ("a", " b")
+    assert words([b"\xc3", b"\xa9", b"t"], 2).pieces == ("ét",)
 
 
 def test_features_are_summed_and_limits_shared(rng):

@@ -32,6 +32,7 @@ def figure(
     caption: str = "",
     rows: int | None = None,
     overlay: bool = False,
+    smooth: bool = False,
     ends: tuple[str, str] | None = None,
     percentile: float = 99.5,
     symmetric: Symmetric = True,
@@ -50,6 +51,8 @@ def figure(
       caption: what stands below it, small.
       rows: of heatmaps; by default 1, and 2 of more than three. The picture is as high as they.
       overlay: whether relevance is drawn over the picture, as `overlay` does.
+      smooth: whether the picture is smoothed where it is enlarged, as suits a photograph; heatmaps
+        never are.
       ends: two words for the bar, such as ``("against", "for")``.
       percentile, symmetric, colors, limit: as in `heatmap`. A percentile is of each by itself.
 
@@ -98,7 +101,7 @@ def figure(
 
     if picture is not None:
         panel = canvas.axes(_GAP, _TITLE, side / tall, side)
-        panel.imshow(first, interpolation="antialiased")
+        panel.imshow(first, interpolation="lanczos" if smooth else "antialiased")
         panel.set_title(title, fontsize=12, fontweight="bold", color=INK, pad=7)
     for number, (name, r) in enumerate(maps.items()):
         row, column = divmod(number, columns)

@@ -11,13 +11,14 @@ import numpy as np
 
 from relax._errors import ArgumentError
 from relax.viz._arrays import count
-from relax.viz._colors import Scale, hexadecimal
+from relax.viz._colors import Scale, hexadecimal, ink
 from relax.viz._text_bars import amount, bar_color, largest_rows, one_line, same_pieces, share
 
 if TYPE_CHECKING:
     from relax.viz._text import Text
 
 _BARS = 20  # rem, all bars of a row together
+_TIP = 'tabindex="0" data-tip="{}"'  # Shown at once, and by touch; that needs the style sheet.
 
 
 def page(
@@ -74,12 +75,44 @@ def page(
     )
 
 
+def text_element(text: Text, tip: str) -> str:
+    """A text as an element of HTML; ``tip`` is the attribute with the numbers of a piece."""
+    out, grounds = [], text.scale(text.relevance)
+    for i, (piece, ground) in enumerate(zip(text.pieces, grounds, strict=True)):
+        parts = text.parts[i] if len(text.parts[i]) > 1 else ()
+        numbers = [(one_line(piece), text.relevance[i]), *((repr(t), r) for t, r in parts)]
+        lines = "\n".join(f"{t}  {amount(r, text.scale.limit)}" for t, r in numbers)
+        made = i >= len(text.pieces) - text.generated
+        space, rest = split_space(piece)
+        out.append(
+            f'{space}<span style="background:{hexadecimal(ground)};'
+            f"color:{hexadecimal(ink(ground))};border-radius:0.2rem;padding:0.15rem 0.1rem"
+            f'{";border-bottom:3px solid #444444" if made else ""}" '
+            f"{tip.format(html.escape(lines))}>{html.escape(rest)}</span>"
+        )
+    if text.answer:
+        space, rest = split_space(text.answer)
+        frame = "border:2px solid #444444;border-radius:0.2rem;padding:0.1rem 0.2rem"
+        out.append(f'{space}<b style="{frame}">{html.escape(rest)}</b>')
+    return (
+        '<div style="background:#ffffff;color:#222222;font:1.1rem/1.9 system-ui,sans-serif;'
+        'overflow-wrap:anywhere;padding:0.4rem 0.6rem;white-space:pre-wrap">'
+        f"{''.join(out)}</div>"
+    )
+
+
+def split_space(piece: str) -> tuple[str, str]:
+    """The spaces before a piece, and the rest; spaces alone are the rest."""
+    rest = piece.lstrip(" ") or piece
+    return piece[: len(piece) - len(rest)], rest
+
+
 def _section(name: str, text: Text) -> str:
     limit = text.scale.limit
     low = "\N{PLUS-MINUS SIGN}" if text.scale.symmetric else ""
     return _SECTION.substitute(
         name=f"<h2>{html.escape(name)}</h2>" if name else "",
-        text=text.html(),
+        text=text_element(text, _TIP),
         total=amount(float(text.relevance.sum()), limit),
         limit=low + amount(limit, limit).lstrip("+"),
     )
@@ -142,6 +175,12 @@ th { padding-left: 1rem; text-align: left; }
 td:nth-child(even) { padding-left: 1rem; text-align: right; }
 i { background: #c8c8c8; display: block; height: 0.7rem; }
 section > div { margin: 0.5rem -0.6rem 0; }
+[data-tip] { position: relative; }
+[data-tip]:hover::after, [data-tip]:focus::after {
+  background: #222222; border-radius: 0.3rem; color: #ffffff; content: attr(data-tip);
+  font: 0.85rem/1.4 ui-monospace, monospace; left: 0; padding: 0.3rem 0.6rem; position: absolute;
+  top: 100%; white-space: pre; z-index: 1;
+}
 .small { color: #5f5f5f; font-size: 0.85rem; margin: 0.3rem 0; }
 .legend { align-items: center; display: flex; gap: 0.6rem; margin-top: 2rem; }
 .legend span {

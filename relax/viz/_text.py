@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +10,9 @@ import numpy as np
 
 from relax._errors import ArgumentError
 from relax.viz._arrays import count
-from relax.viz._colors import Colors, Scale, Symmetric, hexadecimal, ink
-from relax.viz._page import page
-from relax.viz._text_bars import amount, one_line, text_bars
+from relax.viz._colors import Colors, Scale, Symmetric, ink
+from relax.viz._page import page, split_space, text_element
+from relax.viz._text_bars import text_bars
 from relax.viz._text_figure import text_figure
 from relax.viz._words import Pieces, Tokenizer, grouped, read, summed
 
@@ -30,21 +29,23 @@ class Text:
     ``str(text)`` is the plain text, and a notebook shows it in color.
 
     Attributes:
-      pieces: what is colored, in order; together they are the text.
+      pieces: what is colored, in order; with the answer they are the text.
       relevance: of each piece, ``(pieces,)``.
       scale: what makes colors of it; ``scale.limit`` is the magnitude of the full color.
-      parts: for a piece that was merged from several the number of each.
+      parts: what each piece was merged from: texts, and the relevance of each.
       generated: how many pieces at the end are the model's own; they are underlined.
+      answer: what the model says then, in a frame; it has no relevance.
     """
 
     pieces: tuple[str, ...]
     relevance: np.ndarray
     scale: Scale
-    parts: tuple[tuple[float, ...], ...]
+    parts: tuple[tuple[tuple[str, float], ...], ...]
     generated: int = 0
+    answer: str = ""
 
     def __str__(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self.pieces) + self.answer
 
     def __repr__(self) -> str:
         return f"<Text of {len(self.pieces)} pieces, relevance {self.relevance.sum():+.4g}>"
@@ -62,14 +63,16 @@ class Text:
         if colors not in ("true", "256"):
             raise ArgumentError(f'ansi(colors={colors!r}): expected "true" or "256".')
         code = _true_color if colors == "true" else _256_color
-        out = []
-        for i, (piece, ground) in enumerate(zip(self.pieces, self._grounds(), strict=True)):
+        styles = []
+        for i, ground in enumerate(self._grounds()):
             line = ";4" if i >= len(self.pieces) - self.generated else ""
-            start = f"\x1b[38;{code(ink(ground))};48;{code(ground)}{line}m"
-            space, rest = _split(piece.replace("\n", newline + "\n"))
+            styles.append(f"38;{code(ink(ground))};48;{code(ground)}{line}")
+        out = []
+        for piece, style in zip((*self.pieces, self.answer), (*styles, "1;4"), strict=True):
+            space, rest = split_space(piece.replace("\n", newline + "\n"))
             # The color ends before a line does: terminals would paint the rest of the line.
-            shown = "\n".join(f"{start}{row}\x1b[0m" if row else "" for row in rest.split("\n"))
-            out.append(space + shown)
+            rows = rest.split("\n")
+            out.append(space + "\n".join(f"\x1b[{style}m{r}\x1b[0m" if r else "" for r in rows))
         return "".join(out)
 
     def html(self) -> str:
@@ -77,11 +80,7 @@ class Text:
 
         Its text is exactly ``str(text)``. It needs no style sheet and no script.
         """
-        return (
-            '<div style="background:#ffffff;color:#222222;font:1.1rem/1.9 system-ui,sans-serif;'
-            'overflow-wrap:anywhere;padding:0.4rem 0.6rem;white-space:pre-wrap">'
-            f"{self._spans()}</div>"
-        )
+        return text_element(self, 'title="{}"')
 
     def _repr_html_(self) -> str:
         return self.html()
@@ -121,23 +120,6 @@ class Text:
     def _grounds(self) -> list[np.ndarray]:
         return [*self.scale(self.relevance)]
 
-    def _spans(self) -> str:
-        out = []
-        for i, (piece, ground) in enumerate(zip(self.pieces, self._grounds(), strict=True)):
-            tip = f"{one_line(piece)}  {amount(self.relevance[i], self.scale.limit)}"
-            if len(self.parts[i]) > 1:
-                each = ", ".join(amount(part, self.scale.limit) for part in self.parts[i])
-                tip += f"\n{each}"
-            made = i >= len(self.pieces) - self.generated
-            space, rest = _split(piece)
-            out.append(
-                f'{space}<span style="background:{hexadecimal(ground)};'
-                f"color:{hexadecimal(ink(ground))};border-radius:0.2rem;padding:0.15rem 0.1rem"
-                f'{";border-bottom:3px solid #444444" if made else ""}" '
-                f'title="{html.escape(tip)}">{html.escape(rest)}</span>'
-            )
-        return "".join(out)
-
 
 def text(
     pieces: Pieces,
@@ -146,6 +128,7 @@ def text(
     by_word: bool = False,
     tokenizer: Tokenizer = "auto",
     generated: int = 0,
+    answer: str = "",
     percentile: float = 100,
     symmetric: Symmetric = True,
     colors: Colors = None,
@@ -161,7 +144,10 @@ def text(
       relevance: ``(pieces,)``, or ``(pieces, features)``, of which the sum is taken.
       by_word: whether pieces are merged into words.
       tokenizer: how spaces and bytes are written in the pieces; see `words`.
-      generated: how many pieces at the end are the model's own; they are underlined.
+      generated: how many pieces at the end are the model's own; they are underlined, and make no
+        words with those before them.
+      answer: what the model says then, such as the token whose logit is explained. It stands behind
+        the text in a frame, and has no relevance.
       percentile, symmetric, colors, limit: as in `heatmap`; nothing is clipped by default.
 
     Returns:
@@ -182,21 +168,20 @@ def text(
     """
     data, each = read(pieces, relevance, tokenizer)
     own = count("generated", generated) if generated else 0
-    groups = grouped(data, by_word=by_word)
+    groups = grouped(data, by_word=by_word, own=own)
     r = summed(groups, each)
     return Text(
         tuple(group.text.translate(_CONTROL) for group in groups),
         r,
         Scale(r, percentile=percentile, symmetric=symmetric, colors=colors, limit=limit),
-        tuple(tuple(each[i] for i in group.members) for group in groups),
+        tuple(tuple((_shown(data[i]), float(each[i])) for i in g.members) for g in groups),
         sum(group.members[0] >= len(each) - own for group in groups),
+        answer.translate(_CONTROL),
     )
 
 
-def _split(piece: str) -> tuple[str, str]:
-    """The spaces before a piece, and the rest; spaces alone are the rest."""
-    rest = piece.lstrip(" ") or piece
-    return piece[: len(piece) - len(rest)], rest
+def _shown(piece: bytes) -> str:
+    return piece.decode(errors="replace").translate(_CONTROL)
 
 
 def _true_color(color: np.ndarray) -> str:

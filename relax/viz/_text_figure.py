@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from relax.viz._arrays import count, extra
 from relax.viz._canvas import INK, Canvas, plain_text
 from relax.viz._colors import hexadecimal, ink
@@ -33,7 +35,7 @@ class Box(NamedTuple):
 @plain_text
 def text_figure(text: Text, columns: int) -> Any:
     """The text in lines of at most ``columns`` letters, with the color of relevance behind it."""
-    boxes, rows = laid_out(text.pieces, count("columns", columns))
+    boxes, rows = laid_out((*text.pieces, text.answer), count("columns", columns))
     width = max([columns // 2, *(box.column + cells(box.text) for box in boxes)])
     canvas = Canvas(2 * _MARGIN + width * _CELL, 2 * _MARGIN + rows * _LINE)
     panel = canvas.axes(_MARGIN, _MARGIN, width * _CELL, rows * _LINE)
@@ -41,14 +43,18 @@ def text_figure(text: Text, columns: int) -> Any:
     panel.set_xlim(0, width)
     panel.set_ylim(rows, 0)
     rectangle = extra("matplotlib.patches").Rectangle
-    grounds = text.scale(text.relevance)
+    own = len(text.pieces)
+    grounds = [*text.scale(text.relevance), np.full(3, 255, np.uint8)]
     for box in boxes:
-        ground = grounds[box.piece]
+        ground, answer = grounds[box.piece], box.piece == own
         wide = cells(box.text)
+        frame = {"edgecolor": INK, "linewidth": 1.2} if answer else {}
         panel.add_patch(
-            rectangle((box.column, box.row + 0.1), wide, 0.8, facecolor=hexadecimal(ground))
+            rectangle(
+                (box.column, box.row + 0.1), wide, 0.8, facecolor=hexadecimal(ground), **frame
+            )
         )
-        if box.piece >= len(text.pieces) - text.generated:
+        if own - text.generated <= box.piece < own:
             ends = [box.column + 0.08, box.column + wide - 0.08]
             panel.plot(ends, [box.row + 0.93] * 2, color=INK, linewidth=1.4)
         panel.text(
@@ -59,6 +65,7 @@ def text_figure(text: Text, columns: int) -> Any:
             va="center_baseline",
             family="monospace",
             fontsize=_SIZE,
+            fontweight="bold" if answer else "normal",
             color=hexadecimal(ink(ground)),
         )
     return canvas.figure

@@ -95,14 +95,21 @@ def read(pieces: Pieces, relevance: Any, tokenizer: Tokenizer) -> tuple[list[byt
     return _as_bytes(list(pieces), tokenizer), r
 
 
-def grouped(data: Sequence[bytes], *, by_word: bool) -> list[Group]:
-    """Pieces that must be shown together: those of a character, and of a word if wanted."""
-    cuts = _cuts(b"".join(data), by_word)
+def grouped(data: Sequence[bytes], *, by_word: bool, own: int = 0) -> list[Group]:
+    """Pieces that must be shown together: those of a character, and of a word if wanted.
+
+    The last ``own`` of them make no words with those before.
+    """
+    whole = b"".join(data)
+    cuts = _cuts(whole, by_word)
+    apart = sum(len(piece) for piece in data[: len(data) - own]) if own else -1
+    if apart in _cuts(whole, by_word=False):
+        cuts.add(apart)
     groups: list[list[int]] = []
     place = 0
     for i, piece in enumerate(data):
         before = b"".join(data[j] for j in groups[-1]) if groups else b""
-        blank = by_word and before != b"" and not before.strip(b" ")
+        blank = by_word and before != b"" and not before.strip(b" ") and place != apart
         if groups and (place not in cuts or (blank and piece)):
             groups[-1].append(i)
         else:
