@@ -89,20 +89,30 @@ class Run:
 
     def relprop(self, seeds: Any) -> tuple[Any, Any]:
         """Relevance of the explained arguments, and at the places of ``at``, from the outputs'."""
-        program = self.program
+        starts = [jnp.zeros_like(x) for x in self._seen] if self.restarts else []
+        found, messages, totals = self._propagate(self._ends(seeds), starts)
+        self._messages = dict(zip(self._taps, messages, strict=True))
+        self.totals = dict(zip(self._blank, totals, strict=True))
+        return found
+
+    def _ends(self, seeds: Any) -> list[Any]:
+        """What the outputs are handed, in the currency of each."""
+        program, flat = self.program, jax.tree.leaves(seeds)
         of, carrying = program.currencies.of, program.graph.outputs
-        flat = jax.tree.leaves(seeds)
         ends = []
         for i in self._carried:
             seed = flat[i]
             if of[carrying[i]] == "relevance" and not program.in_relevance:
                 seed = seed * self._outputs[i]
             ends.append(seed)
-        starts = [jnp.zeros_like(x) for x in self._seen] if self.restarts else []
-        found, messages, totals = self._propagate(ends, starts)
-        self._messages = dict(zip(self._taps, messages, strict=True))
-        self.totals = dict(zip(self._blank, totals, strict=True))
-        return found
+        return ends
+
+    def coefficients(self, seeds: Any) -> Any:
+        """Of the explained arguments: what multiplies them, or their difference from others."""
+        of, inputs = self.program.currencies.of, self.program.graph.inputs
+        assert all(of[inputs[i]] == "coefficient" for i in self._moving)
+        found, *_ = self._pull_back((self._ends(seeds), []))
+        return self.program.traced.rebuild(found)
 
     def onward(self, path: str, mask: jax.Array) -> tuple[Any, Any]:
         """As `relprop`, from a part of what has arrived at one place of ``at``, all else zero."""

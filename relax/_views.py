@@ -74,7 +74,25 @@ def _elementwise(e: Evaluated) -> ElementwiseMap:
         batch_axes=tuple(range(y.ndim - 1)),
         dead_below=d.dead_below,
         kinked=lambda a: _one_sided(e, a),
+        inner=lambda a: _inner(e, a),
     )
+
+
+def _inner(e: Evaluated, x: Any) -> Any:
+    """What the nonlinear part of an activation sees: x, scaled and shifted by constants."""
+    (value,) = e.layer.inputs
+    equations, front = [e.graph.equations[i] for i in e.layer.equations], []
+    while True:
+        readers = [
+            i for i, q in zip(e.layer.equations, equations, strict=True) if value in q.inputs
+        ]
+        equation = e.graph.equations[readers[0]]
+        shifts = equation.primitive in _SHIFTS and list(equation.inputs).count(value) == 1
+        divides = equation.primitive is lax.div_p and equation.inputs[1] == value
+        if len(readers) > 1 or not shifts or divides or equation.outputs == e.layer.outputs:
+            return replay(e.graph, front, e.environment((x,)), (value,))[0]
+        front.append(readers[0])
+        value = equation.outputs[0]
 
 
 def _one_sided(e: Evaluated, x: Any) -> Any:
@@ -106,6 +124,7 @@ def _one_sided(e: Evaluated, x: Any) -> Any:
     )[0]
 
 
+_SHIFTS = frozenset({lax.add_p, lax.div_p, lax.mul_p, lax.neg_p, lax.sub_p})
 _KINKS = {lax.max_p: operator.le, lax.min_p: operator.ge}
 
 

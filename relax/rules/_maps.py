@@ -214,6 +214,7 @@ class ElementwiseMap:
     Attributes:
       function: phi; ``kinked``: the same, differentiable at a kink, as of a ReLU at 0, where its
         derivative is that of the constant side, which is 0.
+      inner: what its nonlinear part sees of x, which may be scaled and shifted in front.
       passes_zero: ``phi(0) = 0``.
       is_relu: it is ``max(x, 0)``.
       dead_below: ``phi(x) = 0`` for all ``x <= 0``.
@@ -230,6 +231,7 @@ class ElementwiseMap:
     batch_axes: tuple[int, ...] = (0,)
     dead_below: bool = False
     kinked: Callable[[jax.Array], jax.Array] | None = None
+    inner: Callable[[jax.Array], jax.Array] = lambda x: x
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.output if x is self.input and self.output is not None else self.function(x)
