@@ -17,6 +17,7 @@ _MOVES = frozenset(
         lax.broadcast_in_dim_p,
         lax.convert_element_type_p,
         lax.reshape_p,
+        lax.rev_p,
         lax.slice_p,
         lax.squeeze_p,
         lax.transpose_p,

@@ -82,11 +82,10 @@ class Program:
         self._refuse_mapped_accounts()
         self.of_section = dict(_currencies(section, self.currencies))
 
-    def endings(self) -> list[Ending]:
-        """The softmaxes and sigmoids that the outputs end in."""
+    def endings(self) -> list[Ending | None]:
+        """The softmax or sigmoid that each output ends in, if it does."""
         outputs = self.graph.outputs[: self.traced.count]
-        found = (ending(self.graph, self.section.layers, v) for v in outputs)
-        return [end for end in found if end is not None]
+        return [ending(self.graph, self.section.layers, v) for v in outputs]
 
     def _refuse_mapped_accounts(self) -> None:
         for _, section, unit, layer, _ in self.accounts:

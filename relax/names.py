@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,8 +113,17 @@ def method(name: str, **options: Any) -> Method:
             value = convert(value)
         if here not in known:
             words = ", ".join(sorted({*known, *entry.options})) or "none"
-            raise ArgumentError(f"{name!r} has no option {option!r}.\n  It has: {words}.")
+            other = [f"{e.system}.{e.name}" for e in TABLE if e.name == entry.name]
+            more = f" Others of that name: {', '.join(other)}." if len(other) > 1 else ""
+            raise ArgumentError(
+                f"{entry.system}.{entry.name} has no option {option!r}.\n  It has: {words}.{more}"
+            )
         given[here] = value
+    missing = [option for option, needed in known.items() if needed and option not in given]
+    if missing:
+        raise ArgumentError(
+            f"{name!r} needs {' and '.join(missing)}.\n  {_WHENCE.get(missing[0], '')}".rstrip()
+        )
     return Method(entry, given)
 
 
@@ -126,22 +136,20 @@ def _find(name: str) -> Entry:
         raise ArgumentError(f"{name!r} has another form here: {OTHERWISE[plain]}")
     names = [n for entry in TABLE for n in (entry.name, f"{entry.system}.{entry.name}")]
     lower = {n.lower(): n for n in names}
-    close = difflib.get_close_matches(name.lower(), lower, 4)
+    close = difflib.get_close_matches(name.lower(), lower, 4, 0.7)
     near = ", ".join(repr(lower[n]) for n in close) or "see docs/names.md"
     raise ArgumentError(f"No method is called {name!r}.\n  Nearest: {near}.")
 
 
-def _own_options(entry: Entry) -> frozenset[str]:
-    """Keyword arguments of what an entry stands for, but those that every method has."""
+def _own_options(entry: Entry) -> dict[str, bool]:
+    """Keyword arguments of what an entry stands for, and whether they must be given.
+
+    Without those that every method has.
+    """
     home, _, name = entry.path.partition(".")
-    return _keywords(getattr(_HOMES[home], name)) - {"fun", "argnums", "target", "has_aux"}
-
-
-@functools.cache
-def _keywords(function: Any) -> frozenset[str]:
-    import inspect
-
-    return frozenset(inspect.signature(function).parameters)
+    found = inspect.signature(getattr(_HOMES[home], name)).parameters.values()
+    common = ("fun", "argnums", "target", "has_aux")
+    return {p.name: p.default is p.empty for p in found if p.name not in common}
 
 
 def _written(path: str, options: Mapping[str, Any]) -> str:
@@ -163,6 +171,11 @@ def _not(value: Any) -> bool:
     return not value
 
 
+_WHENCE = {
+    "key": "For example key=jax.random.key(0).",
+    "patterns": "They are fitted to data: relax.methods.fit_patterns.",
+    "position": "Of the token that the output is made of: 0 for a class token, -1 for the last.",
+}
 _BIAS = {"bias": ("zero_bias", _not)}
 _RANGE = {"low": "low", "high": "high"}
 _UNIFORM = {"sums": rules.Flat()}  # in average pools every input gets the same
@@ -260,7 +273,7 @@ def _deepexplain() -> list[Entry]:
         make(
             "occlusion",
             "methods.occlusion",
-            {},
+            {"strides": 1},
             {"window_shape": "window", "step": "strides"},
             "windows are cut off at the border, not left out",
         ),
@@ -309,7 +322,7 @@ def _zennit() -> list[Entry]:
         make(
             "Occlusion",
             "methods.occlusion",
-            {},
+            {"window": 8, "strides": 8},
             {"stride": "strides"},
             "gives the output with all but the window removed, not what the window changes",
         ),
@@ -318,7 +331,11 @@ def _zennit() -> list[Entry]:
 
 def _captum() -> list[Entry]:
     make = functools.partial(Entry, "captum")
-    baselines = {"baselines": "baseline"}
+    baselines = {
+        "baselines": "baseline",
+        "internal_batch_size": "batch_size",
+        "perturbations_per_eval": "batch_size",
+    }
     return [
         make("Saliency", "methods.saliency"),
         make("InputXGradient", "methods.gradient_x_input"),
@@ -328,14 +345,14 @@ def _captum() -> list[Entry]:
             {"quadrature": "gauss_legendre"},
             baselines | {"n_steps": "steps"},
         ),
-        make("DeepLift", "methods.deeplift_rescale", {}, baselines),
+        make("DeepLift", "methods.deeplift_rescale", {}, {"baselines": "baseline"}),
         make("GuidedBackprop", "methods.guided_backprop", note=_ONE),
         make("Deconvolution", "methods.deconvnet", note=_ONE),
         make("FeatureAblation", "methods.occlusion", {}, baselines, "feature_mask: see shapley"),
         make(
             "Occlusion",
             "methods.occlusion",
-            {},
+            {"strides": 1},
             baselines | {"sliding_window_shapes": "window"},
             _NOT_SHARED,
         ),
@@ -368,7 +385,7 @@ OTHERWISE = {
     "zero": "jax.numpy.zeros_like(x).",
     "DeepLiftShap": "the mean of relax.methods.deeplift_rescale over baselines, by jax.vmap.",
     "GradientShap": "the mean of relax.methods.integrated_gradients over baselines, by jax.vmap.",
-    "LayerGradCam": "relax.lrp(f, rules, at=layer) gives relevance at any layer.",
+    "LayerGradCam": "no Grad-CAM; relax.lrp(f, rules, at=layer) has relevance at any layer.",
     "LayerLRP": "relax.lrp(f, rules, at=layer).",
 }
 

@@ -32,7 +32,8 @@ def logits(
 
     Returns:
       A function of the same arguments that returns what goes into the softmax or sigmoid, in the
-      shape of the value of ``fun``; of several outputs those without are unchanged.
+      shape of the value of ``fun``. All outputs that end so are changed, the others are not: choose
+      one by ``relax.logits(lambda params, x: f(params, x)["classes"])``.
 
     Raises:
       ArgumentError: no output ends in one of the three.
@@ -60,8 +61,9 @@ def logits(
         found = [ending(graph, layers, v) for v in outputs]
         if not any(found):
             raise ArgumentError(
-                "logits: the function ends in no softmax, log_softmax or sigmoid of the explained "
-                "argument.\n  Its output is not a probability: explain the function itself."
+                "logits: no softmax, log_softmax or sigmoid of the explained argument was found at "
+                "the end of the function.\n  If its output is no probability, explain the function "
+                "itself; else write it without what follows the softmax."
             )
         env = dict(zip(graph.consts, traced.closed.consts, strict=True)) | graph.literals
         env |= dict(zip(graph.inputs, map(jnp.asarray, traced.leaves), strict=True))

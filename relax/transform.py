@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from relax import _target
 from relax._errors import ArgumentError, RelaxWarning, message
@@ -170,15 +172,23 @@ def _explain(
     program = Program(
         fun, rules, argnums, at, has_aux, args, kwargs, _target.gives_relevance(target)
     )
-    _warn_of_probabilities(program)
     run = Run(program, exact_value)
-    relevance, latent = run.relprop(_target.seeds(target, run.value))
+    seeds = _target.seeds(target, run.value)
+    _warn_of_probabilities(program, seeds)
+    relevance, latent = run.relprop(seeds)
     return run.value, run.aux, (relevance if at is None else (relevance, latent))
 
 
-def _warn_of_probabilities(program: Any) -> None:
-    """A softmax or sigmoid at the end is rarely what is meant to be explained."""
-    for end in program.endings():
+def _warn_of_probabilities(program: Any, seeds: Any) -> None:
+    """A softmax or sigmoid at the end is rarely what is meant to be explained.
+
+    Of several outputs only those that surely are explained are meant.
+    """
+    found = program.endings()
+    for end, seed in zip(found, jax.tree.leaves(seeds), strict=True):
+        explained = len(found) == 1 or (not isinstance(seed, Tracer) and bool(jnp.any(seed != 0)))
+        if end is None or not explained:
+            continue
         if end.constant:
             what = "The output is constant, whatever the input is: a softmax over one entry"
         else:

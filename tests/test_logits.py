@@ -88,7 +88,7 @@ def test_what_is_no_probability_is_left_alone(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         relax.lrp(whole)(W, X)
-    with pytest.raises(relax.ArgumentError, match="ends in no softmax"):
+    with pytest.raises(relax.ArgumentError, match="no softmax, log_softmax or sigmoid"):
         relax.logits(whole)(W, X)
 
 
@@ -115,6 +115,21 @@ def test_only_the_outputs_that_are_probabilities_change():
     found = relax.logits(f)(W, X)
     np.testing.assert_array_equal(found["p"], X @ W)
     np.testing.assert_array_equal(found["z"], jnp.tanh(X @ W))
+
+
+def test_only_an_output_that_is_explained_is_warned_of():
+    """Attention weights beside logits, and a probability beside features."""
+    both = lambda w, x: (jax.nn.softmax(x @ w), x @ w)
+    pick = lambda i: lambda value: [v if n == i else jnp.zeros_like(v) for n, v in enumerate(value)]
+    for i in (0, 1):
+        target = lambda value, i=i: tuple(pick(i)(value))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            relax.lrp(both, target=target)(W, X)
+        assert len(caught) == (i == 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            jax.jit(relax.lrp(both, target=target))(W, X)  # not known before it runs
 
 
 def test_the_auxiliary_output_stays():

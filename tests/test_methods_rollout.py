@@ -46,6 +46,23 @@ def block(layer, x, nudge, causal):
     return x + jax.nn.gelu(x @ layer["up"]) @ layer["down"], weights
 
 
+def test_samples_that_do_not_stand_first():
+    """jax.nn.dot_product_attention has its weights as (1, samples, heads, tokens, tokens)."""
+    x = jax.random.normal(jax.random.key(0), (3, 5, 2, 4))
+    f = lambda x: jax.nn.dot_product_attention(x, 2 * x, x).reshape(3, 5, 8)[:, -1]
+    found = methods.attention_rollout(f, position=-1, weighted=False)(x)
+    a = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", x, 2 * x) / 2).mean(1)
+    mixed = a + jnp.broadcast_to(jnp.eye(5), a.shape)
+    close(found, (mixed / mixed.sum(-1, keepdims=True))[:, -1], rtol=1e-6)
+
+
+def test_weights_without_samples_are_refused():
+    """Two heads are not two samples."""
+    f = lambda x: (jax.nn.softmax(jnp.stack([x @ x.T, -x @ x.T])) @ x).sum(0)
+    with pytest.raises(relax.ArgumentError, match="of which there are 5"):
+        methods.attention_rollout(f, position=0)(jnp.ones((5, 3)))
+
+
 def layers(p):
     return {n: p[n] for n in SHAPES}
 

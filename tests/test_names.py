@@ -97,7 +97,8 @@ def test_a_name_that_several_have_is_that_of_relax():
     assert relax.method("integrated_gradients").entry.system == "relax"
     assert relax.method("IntegratedGradients").entry.system == "zennit"
     for entry in names.TABLE:
-        assert relax.method(f"{entry.system}.{entry.name}").entry is entry
+        full = f"{entry.system}.{entry.name}"
+        assert relax.method(full, **needed(entry)).entry is entry
 
 
 def test_every_method_and_composite_has_its_name():
@@ -114,6 +115,10 @@ def test_every_method_and_composite_has_its_name():
         ("qqqq", {}, r"see docs/names\.md"),
         ("lrp.epsilon", {"eps": 1.0}, "(?s)no option 'eps'.*bias, bias_share, epsilon"),
         ("gradient", {"steps": 3}, "no option 'steps'"),
+        ("IntegratedGradients", {"n_steps": 3}, "Others of that name: .*captum"),
+        ("smoothgrad", {}, "(?s)needs key.*key=jax"),
+        ("pattern.net", {}, "fit_patterns"),
+        ("Gradcam", {}, r"see docs/names\.md"),
         ("innvestigate.lrp.sequential_preset_b_flat_until_idx", {}, "layers have names"),
         ("captum.GradientShap", {}, "over baselines"),
     ],

@@ -134,8 +134,11 @@ class Problem:
                 f"x holds {len(leaves)} arrays; this method changes parts of one.\n"
                 "  Explain them one after the other, by argnums or a function of one of them."
             )
-        if self.batched and leaves[0].ndim < 1:
-            raise ArgumentError("x is a scalar, without an axis of samples: batched=False.")
+        if self.batched and leaves[0].ndim < 2:
+            raise ArgumentError(
+                f"x has shape {leaves[0].shape}; expected an axis of samples and one of features.\n"
+                "  For one sample without that axis: batched=False."
+            )
         return leaves[0]
 
     def changed(self, array: jax.Array) -> Any:

@@ -75,13 +75,14 @@ def attention_rollout(
         program = Program(function, Gradient(), -1, at, False, (problem.x,), {}, True)
         run = Run(program)
         _, gradients = run.relprop(seeds(run.value) if weighted else one(run.value))
+        samples = jnp.shape(jax.tree.leaves(problem.x)[0])[0] if problem.batched else None
         whole = None
         for path in program.in_order():
             a, c = wide(run.latent_values[path]), wide(gradients[path])
             rounds = program.rounds_of(path)
             a, c = (v.reshape(-1, *v.shape[rounds:]) for v in (a, c))
             for i in range(a.shape[0]):  # layers of a scan, in order
-                step = _step(a[i], c[i] if weighted else None, problem.batched, path)
+                step = _step(a[i], c[i] if weighted else None, samples, path)
                 if whole is not None and step.shape[-2:] != whole.shape[-2:]:
                     raise ArgumentError(
                         f"The attention `{path}` is over {step.shape[-1]} tokens, and another over "
@@ -101,13 +102,18 @@ def _total(value: Any) -> jax.Array:
     return functools.reduce(jnp.add, [z.sum() for z in jax.tree.leaves(value)])
 
 
-def _step(a: jax.Array, c: jax.Array | None, batched: bool, path: str) -> jax.Array:
+def _step(a: jax.Array, c: jax.Array | None, samples: int | None, path: str) -> jax.Array:
     """What one layer makes of the tokens: the residual stream, and attention over all heads."""
-    if a.ndim < 2 + batched or a.shape[-1] != a.shape[-2]:
+    given, batched = a.shape, samples is not None
+    while batched and a.ndim > 3 and a.shape[0] == 1 != samples:  # some put an axis in front
+        a, c = a[0], None if c is None else c[0]
+    fits = not batched or a.shape[:1] == (samples,)
+    if a.ndim < 2 + batched or a.shape[-1] != a.shape[-2] or not fits:
+        first = "" if samples is None else f", of which there are {samples}"
         raise ArgumentError(
-            f"The attention `{path}` has weights of shape {a.shape}; expected "
-            "(samples, heads, tokens, tokens).\n  Without samples: batched=False; cross-attention "
-            "is left out by `at`."
+            f"The attention `{path}` has weights of shape {given}; expected "
+            f"(samples, heads, tokens, tokens){first}.\n  Without samples: batched=False; "
+            "cross-attention is left out by `at`."
         )
     heads = tuple(range(int(batched), a.ndim - 2))
     shape = (*a.shape[: int(batched)], *a.shape[-2:])
