@@ -1,8 +1,10 @@
 """Tables of methods over a data set, and the loop with its bar."""
 
 import builtins
+import dataclasses
 import functools
 import io
+import itertools
 import sys
 
 import jax
@@ -148,6 +150,123 @@ def test_evaluate_batches(p, batches):
     np.testing.assert_allclose(plain[0], np.concatenate(batches).sum(1), rtol=1e-12)
 
 
+def without_samples(batches, numbers):
+    """The same batches, and what is left of each."""
+    place = np.cumsum([0, *map(len, batches)])
+    keep = [~np.isin(np.arange(a, b), numbers) for a, b in itertools.pairwise(place)]
+    return [x[jnp.asarray(k)] for x, k in zip(batches, keep, strict=True)]
+
+
+def test_evaluate_batches_tells_what_is_not_finite(p, batches):
+    """The numbers of the samples; the others are as without them, and the mean is theirs."""
+
+    def measure(p, x):
+        curve = evaluation.deletion(network, p, x, relevance=x, target=0)
+        hits = evaluation.pointing_game(x, jnp.ones(x.shape, bool))
+        return {"curve": curve, "hits": hits}
+
+    spoiled = [batches[0], batches[1].at[1, 2].set(np.nan), batches[2].at[0, 0].set(np.inf)]
+    with pytest.warns(relax.RelaxWarning, match=r"2 of 10 samples are not finite: 5, 8\.") as told:
+        found = evaluation.evaluate_batches(measure, p, spoiled)
+    assert told[0].filename == __file__
+    want = evaluation.evaluate_batches(measure, p, without_samples(batches, [5, 8]))
+    good = np.delete(np.arange(10), [5, 8])
+    np.testing.assert_allclose(found["curve"].values[good], want["curve"].values, rtol=1e-9)
+    np.testing.assert_allclose(found["curve"].mean(), want["curve"].mean(), rtol=1e-9)
+    assert repr(found["curve"]).replace("8 of 10", "8") == repr(want["curve"])
+    np.testing.assert_array_equal(np.isnan(found["hits"]), np.isin(np.arange(10), [5, 8]))
+    np.testing.assert_array_equal(found["hits"][good], 1)
+    with pytest.warns(relax.RelaxWarning, match=r"8 of 8 .*: 0, 1, 2, 3, 4 and 3 more\."):
+        evaluation.evaluate_batches(lambda x: x[:, 0] * jnp.nan, batches[:2])
+
+
+SPOILED = {
+    "gradient": METHODS["gradient"],
+    "low": lambda p, x: jnp.where(x[:, :1] == 7.0, jnp.nan, x),
+    "high": lambda p, x: jnp.where(x[:, :1] == 8.0, jnp.inf, x * x),
+}
+
+
+def test_compare_leaves_out_for_all_methods_what_is_not_finite_for_one(p, batches):
+    """The table is that of the other samples; who failed where is told; x itself may be NaN."""
+    make = functools.partial(evaluation.compare, key=jax.random.key(1), measures=MEASURES)
+    spoiled = [
+        batches[0].at[2, 0].set(7.0),
+        batches[1].at[3, 0].set(8.0).at[0, 0].set(7.0),
+        batches[2].at[1, 4].set(np.nan),
+    ]
+    with pytest.warns(relax.RelaxWarning) as told:
+        table = make(SPOILED, network, p, spoiled)
+    (one,) = told
+    assert one.filename == __file__
+    assert str(one.message).splitlines() == [
+        "compare: 4 of 10 samples are left out for all methods, so that these stay paired. What "
+        "is not finite:",
+        "  'gradient': relevance of sample 9",
+        "  'low': relevance of samples 2, 4, 9",
+        "  'high': relevance of samples 7, 9",
+    ]
+    assert (table.samples, table.left_out) == (6, (2, 4, 7, 9))
+    want = make(SPOILED, network, p, without_samples(batches, [2, 4, 7, 9]))
+    assert want.left_out == ()
+    for name, score in want.scores.items():
+        np.testing.assert_allclose(table.scores[name], score, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(table.mean(name), want.mean(name), rtol=1e-9, atol=1e-12)
+    assert table.sorted_by("MoRF").left_out == (2, 4, 7, 9)
+
+
+def test_a_score_that_is_not_finite_leaves_out_its_sample(p, batches):
+    """Not only the relevance; the measure is named, and the scores of the others stay paired."""
+
+    def measures(fun, p, x, *, relevance, key):
+        return {"sum": relevance.sum(1), "log": jnp.log(relevance[:, 0] + 1)}
+
+    methods = {"x": lambda p, x: x, "ones": lambda p, x: jnp.ones_like(x)}
+    data = [jnp.abs(x) for x in batches]
+    data[1] = data[1].at[2, 0].set(-1.0)
+    make = lambda data: evaluation.compare(
+        methods, network, p, data, key=jax.random.key(0), measures=measures
+    )
+    with pytest.warns(relax.RelaxWarning, match=r"1 of 10 (.|\n)*\n  'x': log of sample 6$"):
+        table = make(data)
+    assert table.left_out == (6,)
+    want = make(without_samples(data, [6]))
+    for name in ("sum", "log"):
+        np.testing.assert_allclose(table.scores[name], want.scores[name], rtol=1e-12)
+
+
+def test_a_method_that_is_never_finite_is_a_row_of_nan(p, batches):
+    """It voids nobody else's row, and adds to no reason; even if a measure gives it numbers."""
+    measures = lambda fun, p, x, relevance, key: {
+        "count": (relevance > 0).sum(1),
+        "first": relevance[:, 0],
+    }
+    make = functools.partial(evaluation.compare, key=jax.random.key(0), measures=measures)
+    broken = {"nan": lambda p, x: x * jnp.nan}
+    with pytest.warns(
+        relax.RelaxWarning, match=r"No sample is left out.*\n  'nan': relevance of ev"
+    ):
+        table = make(broken | METHODS, network, p, batches)
+    want = make(METHODS, network, p, batches)
+    assert (table.samples, table.left_out) == (10, ())
+    for name in ("count", "first"):
+        assert np.isnan(table.scores[name][0]).all()
+        np.testing.assert_array_equal(table.scores[name][1:], want.scores[name])
+    spoiled = [batches[0].at[1, 0].set(7.0), *batches[1:]]
+    with pytest.warns(relax.RelaxWarning, match=r"1 of 10(.|\n)*'low': relevance of sample 1"):
+        table = make(broken | SPOILED, network, p, spoiled)
+    assert table.left_out == (1,)
+    assert np.isfinite(table.mean("first")[1:]).all()
+    opposed = {
+        "a": lambda p, x: x.at[0].set(jnp.nan),
+        "b": lambda p, x: x.at[1:].set(jnp.nan),
+    }
+    with pytest.warns(relax.RelaxWarning, match="4 of 4 samples are left out"):
+        table = make(opposed, network, p, batches[:1])
+    assert np.isnan(table.mean("first")).all()
+    assert "0 of 4 samples (without 0, 1, 2, 3)" in str(table)
+
+
 @pytest.fixture
 def table():
     scores = {
@@ -183,6 +302,12 @@ def test_how_a_table_reads(table):
     single = evaluation.Table(("lrp",), {"ABPC": np.array([[2.0]])})
     assert str(single).splitlines()[2].split() == ["lrp", "2"]
     assert np.isnan(single.error("ABPC")).all()
+    assert "<caption>2 samples, mean" in table._repr_html_()
+    some = dataclasses.replace(table, left_out=(4, 1))
+    count = "2 of 4 samples (without 4, 1)"
+    assert str(some).splitlines()[-1] == f"{count}, mean ± standard error"
+    assert some.markdown() == f"{table.markdown()}\n\n{count}"
+    assert f"<caption>{count}, mean" in some._repr_html_()
     with pytest.raises(relax.ArgumentError, match="no measure 'AOPC' in the table, but 'ABPC', "):
         table.mean("AOPC")
 
@@ -196,6 +321,8 @@ def test_how_a_table_looks(table):
     assert [bar.get_width() for bar in axes.patches] == [0.25, 0.25, 0.75]
     assert axes.get_xlabel() == "MoRF (lower is better)"
     assert "higher" in table.plot().get_xlabel()
+    some = dataclasses.replace(table, left_out=(4,)).plot("MoRF")
+    assert some.get_xlabel() == "MoRF (lower is better, 2 of 3 samples (without 4))"
     pyplot.close("all")
 
 
@@ -250,7 +377,6 @@ def test_extras_that_are_not_installed(monkeypatch, table):
 
 def test_errors(p, batches):
     """What is wrong, and with which method."""
-    nan = lambda p, x: x / 0.0 * 0.0
     make = lambda methods=METHODS, data=batches, **options: evaluation.compare(
         methods, network, p, data, **{"key": jax.random.key(0), "measures": MEASURES} | options
     )
@@ -261,12 +387,13 @@ def test_errors(p, batches):
         (lambda: make(data=3), "no iterable"),
         (lambda: make(data=[()]), "empty tuple"),
         (lambda: make(cost={"lrp": 1.0}), r"\['lrp'\], which is no method"),
-        (lambda: make({"nan": nan}), "'nan', batch 0: the relevance is not finite in 4 of 4"),
         (lambda: make({"less": lambda p, x: x[:, :2]}), r"'less'.*\(4, 2\); x has \(4, 6\)"),
         (lambda: make(measures=one), r"'all' has shape \(\)"),
         (lambda: evaluation.evaluate_batches(lambda x: x, []), "no batch"),
         (lambda: evaluation.evaluate_batches(lambda x: x), "no iterable"),
         (lambda: evaluation.evaluate_batches(jnp.sum, batches), "one number"),
+        (lambda: evaluation.evaluate_batches(lambda x: None, batches), "no array"),
+        (lambda: evaluation.evaluate_batches(lambda x: (x, x.T[:, :2]), batches), "shapes"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()

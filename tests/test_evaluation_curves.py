@@ -325,6 +325,41 @@ def test_how_a_curve_reads_and_looks(p, x):
     pyplot.close("all")
 
 
+def test_a_curve_leaves_out_what_is_not_finite(rng):
+    """Mean, line and plot are those without such samples, and say so; the values stay."""
+    values = rng.normal(size=(5, 3))
+    values[1, 2], values[3, 0] = np.nan, np.inf
+    fractions, good = jnp.array([0.0, 0.5, 1.0]), np.array([0, 2, 4])
+    curve = evaluation.Curve(fractions, jnp.asarray(values))
+    alone = evaluation.Curve(fractions, jnp.asarray(values[good]))
+    np.testing.assert_array_equal(curve.values, values)
+    np.testing.assert_array_equal(np.flatnonzero(curve.finite()), good)
+    want = values[good].mean(0)
+    np.testing.assert_allclose(curve.mean(), want, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(lambda c: c.mean())(curve), want, rtol=1e-12)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), curve)
+    np.testing.assert_allclose(stacked.mean(), [want, want], rtol=1e-12)
+    np.testing.assert_array_equal(np.flatnonzero(~np.isfinite(curve.area())), [1, 3])
+    slope = jax.grad(lambda v: evaluation.Curve(fractions, v).mean().sum())(curve.values)
+    np.testing.assert_allclose(slope, np.isin(np.arange(5), good)[:, None] * np.full((5, 3), 1 / 3))
+
+    assert "3 of 5 samples" in repr(curve)
+    assert repr(curve).replace("3 of 5 samples", "3 samples") == repr(alone)
+    none = evaluation.Curve(fractions, jnp.full((2, 3), jnp.nan))
+    assert repr(none) == "Curve(morf: 0 of 2 samples, 2 steps to 1; value nan to nan, area nan)"
+
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="extra `eval` not installed")
+    pyplot.switch_backend("agg")
+    axes, other = curve.plot(), alone.plot()
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), other.lines[0].get_xydata())
+    bands = [a.collections[0].get_paths()[0].vertices for a in (axes, other)]
+    np.testing.assert_allclose(*bands)
+    assert axes.get_legend().get_texts()[0].get_text() == "morf (3 of 5 samples)"
+    assert other.get_legend().get_texts()[0].get_text() == "morf"
+    none.plot()
+    pyplot.close("all")
+
+
 def test_errors(p, x):
     """What is wrong with which argument."""
     make = lambda x=x, **options: evaluation.perturbation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from relax._errors import ArgumentError
+from relax._errors import ArgumentError, RelaxWarning
 from relax.evaluation._curve import Curve
-from relax.evaluation._features import as_relevance
+from relax.evaluation._features import real_relevance
+from relax.evaluation._finite import finite, listed, paired
 from relax.evaluation._perturbation import perturbation
 from relax.evaluation._progress import progress, rows_of, split_batches
 from relax.evaluation._sensitivity import sensitivity_n
@@ -91,10 +93,12 @@ def evaluate_batches(
       show: a progress bar; by default, if stderr is a terminal and rich is installed.
 
     Returns:
-      What the measure returns, of all samples, as numpy arrays.
+      What the measure returns, of all samples, as numpy arrays. Samples that are not finite keep
+      their places and values, and a `RelaxWarning` tells their numbers.
 
     Raises:
-      ArgumentError: there is no batch, or a result has no axis of samples.
+      ArgumentError: there is no batch, a result has no axis of samples, or several results have
+        not the same samples.
 
     Example:
       >>> import jax.numpy as jnp, relax
@@ -115,7 +119,32 @@ def evaluate_batches(
         results.append(jax.tree.map(np.asarray, found))
     if not results:
         raise ArgumentError("evaluate_batches: there is no batch.")
-    return jax.tree.map(_joined, *results, is_leaf=lambda leaf: isinstance(leaf, Curve))
+    is_curve = lambda leaf: isinstance(leaf, Curve)
+    joined = jax.tree.map(_joined, *results, is_leaf=is_curve)
+    leaves = jax.tree.leaves(joined, is_leaf=is_curve)
+    wrong = _not_finite([leaf.values if is_curve(leaf) else leaf for leaf in leaves])
+    if wrong.any():
+        warnings.warn(
+            f"evaluate_batches: {wrong.sum()} of {wrong.size} samples are not finite: "
+            f"{listed(np.flatnonzero(wrong))}.\n  Their numbers count from 0, in the order of the "
+            "data set. Leave them out of what you compute of the result.",
+            RelaxWarning,
+            stacklevel=2,
+        )
+    return joined
+
+
+def _not_finite(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Which samples are not finite in one of the arrays, ``(samples,)``."""
+    if not arrays:
+        raise ArgumentError("evaluate_batches: the measure returns no array.")
+    if len({len(array) for array in arrays}) > 1:
+        raise ArgumentError(
+            "evaluate_batches: the results have shapes "
+            f"{', '.join(str(array.shape) for array in arrays)}; the first axis of all should be "
+            "the samples."
+        )
+    return np.asarray(~jnp.stack([finite(array) for array in arrays]).all(0))
 
 
 def _joined(*parts: Any) -> Any:
@@ -145,6 +174,10 @@ def compare(
     Every method explains every batch; the measures see all of them in one program, which computes
     what does not depend on the explanation once. All methods meet the same random numbers.
 
+    All methods are scored on the same samples: one that is not finite for some method is left out
+    for all of them, and a `RelaxWarning` tells why. What a method has in no sample at all leaves
+    out none, and stays NaN.
+
     Args:
       methods: by name, ``(*leading, *batch) -> relevance`` of its last argument. They are compiled.
       fun: as in `perturbation`.
@@ -159,11 +192,11 @@ def compare(
       show: a progress bar; by default, if stderr is a terminal and rich is installed.
 
     Returns:
-      A `Table`.
+      A `Table`, of the samples that count.
 
     Raises:
       ArgumentError: there is no method or no batch; a cost belongs to no method; a relevance has
-        another shape than x or is not finite: the method is named.
+        another shape than x: the method is named.
 
     Example:
       >>> import jax, jax.numpy as jnp, relax
@@ -194,12 +227,16 @@ def compare(
         return sweep(one, batch_size=1)(relevances)
 
     found: list[dict[str, np.ndarray]] = []
+    explained: list[np.ndarray] = []
     for number, batch in enumerate(progress(batches, "comparing", show=show)):
         given = (*leading, *rows_of("compare", batch))
         relevances = [
-            as_relevance(f"compare, {name!r}, batch {number}", method(*given), np.shape(given[-1]))
+            real_relevance(
+                f"compare, {name!r}, batch {number}", method(*given), np.shape(given[-1])
+            )
             for name, method in compiled.items()
         ]
+        explained.append(np.stack([np.asarray(finite(r)) for r in relevances]))
         each = scores(jax.random.fold_in(key, number), jnp.stack(relevances), *given)
         found.append(dict(zip(names, map(np.asarray, each), strict=True)))
         for name, score in found[-1].items():
@@ -211,4 +248,7 @@ def compare(
     if not found:
         raise ArgumentError("compare: there is no batch.")
     columns = {name: np.concatenate([each[name] for each in found], 1) for name in found[0]}
-    return Table(tuple(methods), columns, cost, tuple(lower))
+    columns, left_out, warning = paired(tuple(methods), columns, np.concatenate(explained, 1))
+    if warning:
+        warnings.warn(f"compare: {warning}", RelaxWarning, stacklevel=2)
+    return Table(tuple(methods), columns, cost, tuple(lower), left_out)

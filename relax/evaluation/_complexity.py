@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from relax._numerics import divide
-from relax.evaluation._features import as_relevance, or_nan, regions
+from relax.evaluation._features import as_relevance, regions
+from relax.evaluation._finite import or_nan
 
 
 def entropy(relevance: Any, *, groups: Any = None) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from relax.evaluation._drawing import axes_or_new
+from relax.evaluation._finite import how_many
 
 
 @functools.partial(
@@ -23,7 +24,8 @@ from relax.evaluation._drawing import axes_or_new
 class Curve:
     """The explained value of each sample as its regions are replaced, or put back; a pytree.
 
-    Under vmap both arrays have more axes in front.
+    Under vmap both arrays have more axes in front. A sample that is not finite keeps its values,
+    but does not count: `mean`, the printed line and the plot leave it out; line and plot say so.
 
     Attributes:
       fractions: ``(steps + 1,)``, of the regions that have been replaced, from 0 on; of an
@@ -51,27 +53,33 @@ class Curve:
         middle = (self.values[..., 1:] + self.values[..., :-1]) / 2
         return (width * middle).sum(-1)
 
+    def finite(self) -> jax.Array:
+        """Which samples have only finite values, ``(samples,)``."""
+        return jnp.isfinite(self.values).all(-1)
+
     def mean(self) -> jax.Array:
-        """The mean curve of all samples, ``(steps + 1,)``."""
-        return self.values.mean(-2)
+        """The mean curve of the samples that are finite, ``(steps + 1,)``; NaN if none is."""
+        return jnp.mean(self.values, -2, where=self.finite()[..., None])
 
     def __repr__(self) -> str:
         if isinstance(self.values, Tracer) or np.ndim(self.values) != 2:
             return f"Curve({self.order}: values {jnp.shape(self.values)})"
         samples, points = self.values.shape
-        mean = np.asarray(self.mean())
+        mean, valid = np.asarray(self.mean()), self.finite()
+        count = how_many(int(valid.sum()), samples)
         return (
-            f"Curve({self.order}: {samples} samples, {points - 1} steps to "
+            f"Curve({self.order}: {count}, {points - 1} steps to "
             f"{float(self.fractions[-1]):.3g}; value {mean[0]:.4g} to {mean[-1]:.4g}, "
-            f"area {float(self.area().mean()):.4g})"
+            f"area {float(jnp.mean(self.area(), where=valid)):.4g})"
         )
 
     def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
-        """Draws the mean over the samples, and a band of one standard error.
+        """Draws the mean over the finite samples, and a band of one standard error.
 
         Args:
           axes: of matplotlib, to draw on; a new figure by default.
-          label: in the legend; by default the order.
+          label: in the legend; by default the order. How many samples count is added to it, if
+            that is not all.
 
         Returns:
           The axes.
@@ -80,9 +88,13 @@ class Curve:
           ImportError: matplotlib is not installed.
         """
         axes = axes_or_new(axes, (5, 3.5))
-        values = np.asarray(self.values, np.float64)
-        x, mean = np.asarray(self.fractions, np.float64), values.mean(0)
-        (line,) = axes.plot(x, mean, label=self.order if label is None else label)
+        valid = np.asarray(self.finite())
+        values = np.asarray(self.values, np.float64)[valid]
+        x, mean = np.asarray(self.fractions, np.float64), np.asarray(self.mean(), np.float64)
+        label = self.order if label is None else label
+        if len(values) < len(valid):
+            label = f"{label} ({how_many(len(values), len(valid))})"
+        (line,) = axes.plot(x, mean, label=label)
         if len(values) > 1:
             error = values.std(0, ddof=1) / np.sqrt(len(values))
             band = {"alpha": 0.2, "linewidth": 0, "color": line.get_color()}

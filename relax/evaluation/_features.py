@@ -113,12 +113,11 @@ def batch_of_samples(who: str, x: Any, *, integers: bool = False) -> jax.Array:
     return x
 
 
-def as_relevance(who: str, relevance: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """Relevance as an array of real floats.
+def real_relevance(who: str, relevance: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """Relevance as an array of real floats, finite or not.
 
     Raises:
-      ArgumentError: it has another shape than x, is complex, or holds, as far as it is known, a
-        number that is not finite: such a number has no rank, and no sum.
+      ArgumentError: it has another shape than x, or is complex.
     """
     r = jnp.asarray(relevance)
     if shape is not None and r.shape != shape:
@@ -128,6 +127,16 @@ def as_relevance(who: str, relevance: Any, shape: tuple[int, ...] | None = None)
             f"{who}: the relevance has shape {r.shape} and dtype {r.dtype}; expected real numbers "
             "with an axis of samples and one of features."
         )
+    return r if jnp.issubdtype(r.dtype, jnp.floating) else r.astype(jnp.float32)
+
+
+def as_relevance(who: str, relevance: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """Relevance as an array of real floats that are finite, as far as that is known.
+
+    Raises:
+      ArgumentError: as `real_relevance`; a number is not finite: it has no rank, and no sum.
+    """
+    r = real_relevance(who, relevance, shape)
     if not isinstance(r, Tracer):
         # With numpy: within a trace JAX would make a tracer of it, though the numbers are known.
         wrong = np.flatnonzero(~np.isfinite(np.asarray(r).reshape(r.shape[0], -1)).all(1))
@@ -137,15 +146,4 @@ def as_relevance(who: str, relevance: Any, shape: tuple[int, ...] | None = None)
                 f"first in sample {wrong[0]}.\n  It cannot be ranked. A denominator of the "
                 "explanation may have vanished: see relax.ledger, or leave these samples out."
             )
-    return r if jnp.issubdtype(r.dtype, jnp.floating) else r.astype(jnp.float32)
-
-
-def finite(relevance: jax.Array) -> jax.Array:
-    """Which samples have only finite relevance, ``(samples,)``."""
-    return jnp.isfinite(relevance.reshape(relevance.shape[0], -1)).all(1)
-
-
-def or_nan(score: jax.Array, *relevances: jax.Array) -> jax.Array:
-    """The score, ``(samples, ...)``; NaN where relevance is not finite, which jit cannot raise."""
-    valid = jnp.stack([finite(r) for r in relevances]).all(0)
-    return jnp.where(valid.reshape(-1, *(1,) * (score.ndim - 1)), score, jnp.nan)
+    return r

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from relax._errors import ArgumentError
 from relax._numerics import divide, is_number, wide
-from relax.evaluation._features import as_relevance, finite, or_nan
+from relax.evaluation._features import as_relevance
+from relax.evaluation._finite import or_nan
 
 
 def pointing_game(relevance: Any, mask: Any, tolerance: float = 0) -> jax.Array:
@@ -25,8 +26,8 @@ def pointing_game(relevance: Any, mask: Any, tolerance: float = 0) -> jax.Array:
         500 x 350.
 
     Returns:
-      Booleans, ``(samples,)``. Of several maxima the first counts; nothing hits an empty mask, nor,
-      under jit, relevance that is not finite.
+      ``(samples,)``, 1 for a hit and 0 for none. Of several maxima the first counts; nothing hits
+      an empty mask. Under jit it is NaN where relevance is not finite.
 
     Raises:
       ArgumentError: the shapes do not fit, the mask is not boolean, the relevance is not finite.
@@ -37,13 +38,13 @@ def pointing_game(relevance: Any, mask: Any, tolerance: float = 0) -> jax.Array:
       >>> mask = jnp.array([[[False, False], [False, True]]])
       >>> game = relax.evaluation.pointing_game
       >>> print(game(relevance, mask), game(relevance, mask, tolerance=1))
-      [False] [ True]
+      [0.] [1.]
 
     Source: Zhang et al. 2016, "the pointing game".
     """
     if not is_number(tolerance) or not tolerance >= 0:
         raise ArgumentError(f"pointing_game(tolerance={tolerance!r}): expected a number from 0 on.")
-    r, mask, valid = _pooled("pointing_game", relevance, mask)
+    r, mask = _pooled("pointing_game", relevance, mask)
     best = jnp.unravel_index(jnp.argmax(r.reshape(r.shape[0], -1), axis=1), r.shape[1:])
     square = jnp.zeros(mask.shape, jnp.int32)
     for axis, place in enumerate(best, 1):
@@ -52,7 +53,7 @@ def pointing_game(relevance: Any, mask: Any, tolerance: float = 0) -> jax.Array:
         distance = positions - place.astype(jnp.int32).reshape(-1, *(1,) * (mask.ndim - 1))
         square = square + distance**2
     hits = mask & (square <= tolerance**2)
-    return hits.reshape(hits.shape[0], -1).any(1) & valid
+    return or_nan(hits.reshape(hits.shape[0], -1).any(1).astype(r.dtype), r)
 
 
 def inside_mass(relevance: Any, mask: Any) -> jax.Array:
@@ -80,7 +81,7 @@ def inside_mass(relevance: Any, mask: Any) -> jax.Array:
 
     Source: Arras et al. 2022.
     """
-    r, mask, _ = _pooled("inside_mass", relevance, mask)
+    r, mask = _pooled("inside_mass", relevance, mask)
     axes = tuple(range(1, r.ndim))
     positive = jnp.where(r > 0, r, 0)
     positive = divide(positive, positive.max(axes, keepdims=True))  # so that no sum overflows
@@ -112,7 +113,7 @@ def inside_rank(relevance: Any, mask: Any) -> jax.Array:
 
     Source: Arras et al. 2022.
     """
-    r, mask, _ = _pooled("inside_rank", relevance, mask)
+    r, mask = _pooled("inside_rank", relevance, mask)
     flat, inside = r.reshape(r.shape[0], -1), mask.reshape(r.shape[0], -1)
     order = jnp.argsort(-flat, axis=1, stable=True)
     size = inside.sum(1)
@@ -121,8 +122,8 @@ def inside_rank(relevance: Any, mask: Any) -> jax.Array:
     return or_nan(divide(hits.astype(flat.dtype), size.astype(flat.dtype)), r)
 
 
-def _pooled(who: str, relevance: Any, mask: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Relevance without channels, the mask, and which samples are finite."""
+def _pooled(who: str, relevance: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+    """Relevance without channels, and the mask."""
     r, mask = as_relevance(who, relevance), jnp.asarray(mask)
     if mask.dtype != bool:
         raise ArgumentError(
@@ -134,4 +135,4 @@ def _pooled(who: str, relevance: Any, mask: Any) -> tuple[jax.Array, jax.Array, 
             "same, or one axis of channels more."
         )
     r = wide(r) if r.ndim == mask.ndim else wide(r).sum(-1)
-    return r, mask, finite(r)
+    return r, mask

@@ -13,7 +13,8 @@ from relax._errors import ArgumentError
 from relax._numerics import is_count, is_number
 from relax.evaluation._curve import Curve
 from relax.evaluation._explained import explained
-from relax.evaluation._features import Regions, as_relevance, batch_of_samples, or_nan, regions
+from relax.evaluation._features import Regions, as_relevance, batch_of_samples, regions
+from relax.evaluation._finite import or_nan
 from relax.evaluation._replacement import replaced
 from relax.sweeps import sweep
 
@@ -45,8 +46,9 @@ def perturbation(
 
     Args:
       fun, target: as in `lrp`; ``"max"`` is the class of the unchanged input.
-      *args: of ``fun``. The last one, x, is explained; its first axis are the samples. Integers,
-        such as tokens, will do if the replacement is one.
+      *args: of ``fun``. The last one, x, is explained. Its first axis must be the samples, and
+        that of every output: one that is missing cannot be seen where the shapes happen to agree.
+        Integers, such as tokens, will do if the replacement is one.
       relevance: in the shape of x; not needed if the order is random.
       order: ``"morf"``, ``"lerf"``, or ``"random"``: another order for each sample.
       steps: of the curve, at even distances; by default one for each region, at most 50.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from relax._errors import ArgumentError
 from relax._numerics import is_count
 from relax.evaluation._explained import explained
-from relax.evaluation._features import as_relevance, batch_of_samples, or_nan, regions
+from relax.evaluation._features import as_relevance, batch_of_samples, regions
+from relax.evaluation._finite import or_nan
 from relax.evaluation._replacement import replaced
 from relax.evaluation._similarity import correlation
 from relax.sweeps import sweep

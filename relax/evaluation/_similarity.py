@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from relax._errors import ArgumentError
 from relax._numerics import divide, is_count, wide
-from relax.evaluation._features import as_relevance, or_nan
+from relax.evaluation._features import as_relevance
+from relax.evaluation._finite import or_nan
 from relax.evaluation._replacement import gaussian
 
 _WINDOW = gaussian(1.5, 5)  # of Wang et al. 2004

@@ -11,6 +11,7 @@ import numpy as np
 
 from relax._errors import ArgumentError
 from relax.evaluation._drawing import axes_or_new
+from relax.evaluation._finite import how_many, listed
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -31,32 +32,36 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 class Table:
     """What several methods score on the samples of a data set: what `compare` returns.
 
-    Prints as a table of means and standard errors, in a notebook as HTML.
+    Prints as a table of means and standard errors, in a notebook as HTML, and says how many samples
+    count, if some were left out.
 
     Attributes:
       methods: their names, the rows.
-      scores: for each measure ``(methods, samples)``, the columns.
+      scores: for each measure ``(methods, samples)``, the columns; of the samples that count.
       cost: of each method, in gradients; or None.
       lower: the measures of which less is better.
+      left_out: the numbers of the samples that do not count, in the order of the data set.
     """
 
     methods: tuple[str, ...]
     scores: Mapping[str, np.ndarray]
     cost: Mapping[str, float] | None = None
     lower: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """How many samples count."""
         return next((np.shape(s)[1] for s in self.scores.values()), 0)
 
     def mean(self, measure: str) -> np.ndarray:
-        """Over the samples, for each method.
+        """Over the samples that count, for each method; NaN if there is none.
 
         Raises:
           ArgumentError: there is no such measure.
         """
-        return self._of(measure).mean(1)
+        scores = self._of(measure)
+        return scores.mean(1) if self.samples else np.full(len(self.methods), np.nan)
 
     def error(self, measure: str) -> np.ndarray:
         """The standard error of the mean, for each method; NaN of a single sample.
@@ -89,7 +94,8 @@ class Table:
         cells = self._cells(bold="**")
         head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in cells)
         lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{text}\n\n{self._count()}" if self.left_out else text
 
     def plot(self, measure: str | None = None, axes: Any = None) -> Any:
         """A bar for each method, with its standard error, the best on top.
@@ -113,11 +119,12 @@ class Table:
         axes.set_yticks(np.arange(len(self.methods)), table.methods, fontsize=8)
         axes.invert_yaxis()
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xlabel(f"{measure} ({'lower' if measure in self.lower else 'higher'} is better)")
+        better = f"{'lower' if measure in self.lower else 'higher'} is better"
+        axes.set_xlabel(f"{measure} ({better}{f', {self._count()}' if self.left_out else ''})")
         return axes
 
     def __str__(self) -> str:
-        return f"{aligned(self._cells())}\n{self.samples} samples, mean ± standard error"
+        return f"{aligned(self._cells())}\n{self._count()}, mean ± standard error"
 
     __repr__ = __str__
 
@@ -125,7 +132,12 @@ class Table:
         head, *rows = ([html.escape(cell) for cell in row] for row in self._cells())
         body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
         top = "".join(f"<th>{cell}</th>" for cell in head)
-        return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        caption = f"<caption>{self._count()}, mean ± standard error</caption>"
+        return f"<table>{caption}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _count(self) -> str:
+        count = how_many(self.samples, self.samples + len(self.left_out))
+        return f"{count} (without {listed(self.left_out)})" if self.left_out else count
 
     def _cells(self, bold: str = "") -> list[list[str]]:
         columns = [["method", *self.methods]]
