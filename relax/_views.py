@@ -204,7 +204,7 @@ def _softmax(e: Evaluated) -> SoftmaxMap:
 
         return SoftmaxMap(of_two, e.inputs)
     if not d.normalizer:
-        return SoftmaxMap(e.forward, e.inputs)
+        return SoftmaxMap(e.forward, e.inputs, evaluated=e)
     env = e.environment(e.inputs)
     sums = computing(e.graph, d.normalizer, d.summed)
     rest = [i for i in d.normalizer if i not in sums]

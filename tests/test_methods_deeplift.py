@@ -71,7 +71,7 @@ def attention(p, x):
 
 
 NETWORKS = {"cnn": cnn, "residual": residual, "lstm": lstm, "attention": attention}
-TOLERANCE = {"attention": 1e-3}  # softmax and the norm are integrated by points
+TOLERANCE = {"attention": 1e-3}  # the norm is integrated by points
 every = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow if n == "residual" else ()) for n in NETWORKS]
 )
@@ -106,9 +106,13 @@ CHOICES = {
     "gated": lambda x: jax.nn.sigmoid(x[:, :2]) * jnp.tanh(x[:, 2:4]),
     "checkpoint": lambda x: jax.checkpoint(lambda x: jnp.sin(x) * x)(x),
 }
+ALIKE = ("smallest", "smaller of two", "so far", "gated", "square")
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in CHOICES],
+)
 def test_completeness_of_layers(name, p, rng):
     """Between dense layers; the winner need not be the same at x and at the baseline."""
     fun = lambda x: CHOICES[name](x @ p["a"])
@@ -288,10 +292,155 @@ def norm(x):
     return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
 
 
+def no_guard(x):
+    e = jnp.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def entropy(x):
+    logs = jax.nn.log_softmax(x)
+    return -(jnp.exp(logs) * logs).sum(1)
+
+
+KEPT = jnp.array([[True, True, False, True]])
+SOFTMAXES = {
+    "softmax": jax.nn.softmax,
+    "first axis": lambda x: jax.nn.softmax(x.T, axis=0).T,
+    "both axes": lambda x: jax.nn.softmax(x, axis=(0, 1)),
+    "scaled": lambda x: jax.nn.softmax(x / jnp.sqrt(2.0)),
+    "masked": lambda x: jax.nn.softmax(jnp.where(KEPT, x, -jnp.inf)),
+    "nearly masked": lambda x: jax.nn.softmax(jnp.where(KEPT, x, -1e30)),
+    "no stop_gradient": no_guard,
+    "log": jax.nn.log_softmax,
+    "log by hand": lambda x: x - jax.nn.logsumexp(x, axis=1, keepdims=True),
+    "exp of log": lambda x: jnp.exp(jax.nn.log_softmax(x)),
+    "entropy": entropy,
+    "logsumexp": lambda x: jax.nn.logsumexp(x, axis=1),
+    "logsumexp of all": lambda x: jax.nn.logsumexp(x, keepdims=True),
+}
+SLOW = ("first axis", "both axes", "nearly masked", "no stop_gradient", "exp of log", "scaled")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in SOFTMAXES]
+)
+def test_softmax_at_any_distance(name, rng):
+    """The sum is the difference however far apart scores are."""
+    f = SOFTMAXES[name]
+    x, start = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(2))
+    w = jnp.asarray(rng.normal(size=f(x).shape))
+    explain = jax.jit(lambda x, y: methods.deeplift_rescale(lambda x: f(x) * w, baseline=y)(x))
+    for far in (1.0, 50.0, 1000.0):
+        found = explain(far * x, far * start)
+        lost = ((f(far * x) - f(far * start)) * w).sum()
+        close(found.sum(), lost, atol=1e-9 * far)
+        assert far > 1 or np.abs(found).max() > 0.01
+
+
+@pytest.mark.parametrize("shift", [0.0, -300.0])
+def test_softmax_by_hand(shift, rng):
+    """By the formula of the docstring, and the same whatever is added to all scores."""
+    z, z0 = rng.normal(size=4), rng.normal(size=4)
+    p, p0 = (np.exp(a) / np.exp(a).sum() for a in (z, z0))
+    mean = (p - p0) / np.log(p / p0)
+    explain = lambda f: methods.deeplift_rescale(f, baseline=jnp.asarray(z0)[None])
+    found = explain(lambda x: jax.nn.logsumexp(x, axis=1))(jnp.asarray(z + shift)[None])
+    close(found[0], mean / mean.sum() * (z + shift - z0))
+    found = explain(lambda x: jax.nn.softmax(x)[:, 1])(jnp.asarray(z + shift)[None])
+    change = -mean[1] * mean / mean.sum() * (z + shift - z0)
+    change[1] += mean[1] * (z + shift - z0)[1]
+    close(found[0], change)
+
+
+def test_masked_scores_have_no_relevance():
+    """Minus infinity at x and at the baseline, in the layer and before it."""
+    x = jnp.array([[100.0, -50.0, 7.0, 3.0]])
+    inside = methods.deeplift_rescale(SOFTMAXES["masked"], target=0)(x)
+    assert inside[0, 2] == 0
+    short = methods.deeplift_rescale(jax.nn.softmax, target=0)(x[:, [0, 1, 3]])
+    close(inside[:, [0, 1, 3]], short)
+    close(short.sum(), 1 - 1 / 3, atol=1e-9)
+
+
+def exponentials(z):
+    return jnp.exp(z - jax.lax.stop_gradient(z.max(1, keepdims=True)))
+
+
+def something_added(z):
+    e = exponentials(z)
+    return e / (1e-9 + e.sum(1, keepdims=True))
+
+
+def weighted(z):
+    e = exponentials(z)
+    return e / (e * jnp.arange(1.0, 5.0)[None]).sum(1, keepdims=True)
+
+
+LIKE_SOFTMAX = {
+    "something added": something_added,
+    "weighted": weighted,
+    "maximum stays": lambda z: jnp.log(jnp.exp(z - z.max(1, keepdims=True)).sum(1)),
+    "twice minus": lambda z: 2 * z - jnp.log(jnp.exp(z).sum(1, keepdims=True)),
+    "no exponential": lambda z: z / jnp.exp(z).sum(1, keepdims=True),
+    "one more": lambda z: jnp.log(1 + jnp.exp(z).sum(1)),
+}
+QUICK = ("something added", "maximum stays", "twice minus")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LIKE_SOFTMAX],
+)
+def test_what_only_looks_like_a_softmax(name, rng):
+    """It is integrated, so near by its sum is right; far off it is finite."""
+    f, order = LIKE_SOFTMAX[name], 3 * jnp.arange(4.0)[None]  # one is the largest all along
+    x, start = (order + jnp.asarray(rng.normal(size=(3, 4))) / 2 for _ in range(2))
+    found = methods.deeplift_rescale(f, baseline=start)(x)
+    close(found.sum(), (f(x) - f(start)).sum(), rtol=1e-4, atol=1e-6)
+    if name in ("something added", "weighted"):  # the maximum is that of each point
+        assert jnp.isfinite(methods.deeplift_rescale(f, baseline=-300 * start)(300 * x)).all()
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.bfloat16],
+    ids=["single", "half"],
+)
+def test_attention_without_a_scale(dtype, rng):
+    """Scores of hundreds; in half precision up to its rounding."""
+
+    def f(x):
+        scores = jnp.einsum("nqd,nkd->nqk", x, x)
+        return jnp.einsum("nqk,nkd->nqd", jax.nn.softmax(scores), x).sum((1, 2))
+
+    x, start = (jnp.asarray(rng.normal(size=(2, 5, 6)) * 8, dtype) for _ in range(2))
+    found = methods.deeplift_rescale(f, baseline=start)(x)
+    lost = np.asarray(f(x) - f(start), float)
+    rounding = float(jnp.finfo(dtype).eps) * np.abs(np.asarray(found, float)).sum((1, 2))
+    assert found.dtype == dtype
+    total = np.asarray(found, float).sum((1, 2))
+    assert (np.abs(total - lost) <= 4 * rounding).all()
+
+
+def test_quotients_of_many_decades():
+    """The product of a and 1 / b: each takes the mean of the other; exact however b changes."""
+    f = lambda x: x[:, :1] / (1 + jnp.exp(x[:, 1:]))
+    x, start = jnp.array([[3.0, 12.0]]), jnp.array([[3.0, -12.0]])
+    found = methods.deeplift_rescale(f, baseline=start)(x)
+    close(found, [[0, (f(x) - f(start))[0, 0]]])
+    g = lambda x: x[:, :1] / x[:, 1:]  # stretched over three denominators
+    a, b, a0, b0 = 2.0, np.array([1e-6, 3.0, -2.0]), -1.0, np.array([5.0, 1e4, 0.5])
+    row = lambda a, b: jnp.asarray(np.append(a, b))[None]
+    found = methods.deeplift_rescale(g, baseline=row(a0, b0))(row(a, b))
+    close(found[0, 0], (a - a0) * (1 / b + 1 / b0).sum() / 2)
+    close(found[0, 1:], (a + a0) / 2 * (1 / b - 1 / b0))
+    alone = methods.deeplift_rescale(lambda x: x / x, baseline=2.0)(jnp.array([[3.0]]))
+    close(alone, [[0.0]])
+
+
 STEEP = {
     "norm": lambda x: norm(x),
     "rms": lambda x: x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6),
-    "softmax": lambda x: jax.nn.softmax(4 * x),
 }
 
 

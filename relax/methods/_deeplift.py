@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,15 +12,14 @@ from jax import lax
 
 from relax import _target
 from relax._errors import ArgumentError, message
-from relax._graph import Layer
-from relax._numerics import wide
+from relax._graph import Graph, Layer, boundary, computing
 from relax._program import Program
 from relax._run import Run
 from relax._sections import Section
-from relax.methods._problem import Problem, method, summed
-from relax.rules import Epsilon, PerRound, Rescale
-from relax.rules._base import AFFINE, WINNERS, Currency, Outgoing, Rule, static
-from relax.rules.general import ANYTHING
+from relax.methods._difference import Difference
+from relax.methods._problem import Problem, method
+from relax.rules import Epsilon, PerRound
+from relax.rules._base import AFFINE, WINNERS, Rule
 
 _Argnums = int | Sequence[int]
 _LINEAR = frozenset({"sum", "mean", "avg_pool", "linear", "embedding"})
@@ -47,10 +45,21 @@ def deeplift_rescale(
     $f(x) - f(x_0)$. Where an activation's two inputs are within $10^{-5}$, its slope between them.
 
     Beyond the source, so that the sum holds: a product gives each operand the mean of the other at
-    x and at the baseline; a maximum, as in a max-pool, is split into the part where x has the
-    larger one and the part where the baseline has; softmax, normalizations and whatever else mixes
-    several values take integrated gradients of the layer alone, by Gauss-Legendre quadrature, to
-    its accuracy: a sort or top-k, which has kinks, only roughly. A `jnp.where` whose condition
+    x and at the baseline, and a quotient a / b is the product of a and 1 / b; a maximum, as in a
+    max-pool, is split into the part where x has the larger one and the part where the baseline has.
+    Softmax, log_softmax and logsumexp are rescaled too, at any distance: with the logarithmic mean
+    $\ell_j$ of the probabilities $p_j$ at x and at the baseline,
+
+    $$\Delta p_j = \ell_j\,\Delta\log p_j, \qquad
+    \Delta\log\textstyle\sum_j e^{z_j} = \sum_j \ell_j\,\Delta z_j \big/ \sum_j \ell_j$$
+
+    Normalizations, and whatever else mixes several values, take integrated gradients of the layer
+    alone, by Gauss-Legendre quadrature, so that the sum is near. From a baseline of 0 a LayerNorm
+    of random values was off by less than 0.05% up to a standard deviation of
+    $10^5 \sqrt\epsilon$, and by all of it from $10^7 \sqrt\epsilon$ on. A sort, top-k or median
+    has a kink wherever two values change places, and may be off by as much as it changes; so may a
+    softmax whose scores change by more than some tens, if something is added to its sum, its
+    exponentials are weighted or masked, or it is one of segments. A `jnp.where` whose condition
     depends on x chooses as it does at x; what the condition changes is in no relevance.
 
     Args:
@@ -89,6 +98,9 @@ def deeplift_rescale(
             program = _program(function, None, start)
             values = _known(program, _references(program, start))
         program = _program(function, values.get, problem.x)
+        for section, layer in program.section.every():
+            if layer.kind == "softmax":
+                _own_maximum(section.graph, layer)
         run = Run(program)
         seeds = jax.tree.map(jnp.ones_like, run.value)
         if not _target.gives_relevance(target):
@@ -175,15 +187,34 @@ def _known(program: Program, references: dict[int, tuple[Any, ...]]) -> dict[int
         values = references[layer.index]
         if section.lengths:
             values = tuple(map(PerRound, values))
-        bilinear = layer.kind == "product" and _is_bilinear(section, layer)
         wins = _wins(section, layer) if layer.kind in WINNERS else ""
-        path = "straight" if bilinear else "steep" if layer.kind in _STEEP else "smooth"
+        path = "steep" if layer.kind in _STEEP else "smooth"
+        if layer.kind == "product":
+            divides = section.graph.equations[layer.equations[0]].primitive is lax.div_p
+            path = "quotient" if divides else "straight"
         rules[layer.index] = Difference(values, path, wins)
     return rules
 
 
-def _is_bilinear(section: Section, layer: Layer) -> bool:
-    return section.graph.equations[layer.equations[0]].primitive is not lax.div_p
+def _own_maximum(graph: Graph, layer: Layer) -> None:
+    """Makes what is subtracted from the scores part of the layer: it changes along a path.
+
+    Held at its value at x, as other rules have it, exponentials of other scores would overflow.
+    """
+    made = {*layer.inputs, *(v for i in layer.equations for v in graph.equations[i].outputs)}
+    following = []
+    for index in range(layer.closing):
+        equation = graph.equations[index]
+        reads = not made.isdisjoint(equation.inputs) and equation.control is None
+        if reads and all(map(graph.is_float, equation.outputs)):  # what chooses stays as at x
+            made.update(equation.outputs)
+            following.append(index)
+    wanted = [computing(graph, following, v) for v in layer.operands if v in made]
+    more = {index for found in wanted for index in found} - set(layer.equations)
+    layer.equations = tuple(sorted({*layer.equations, *more}))
+    layer.shared = (*layer.shared, *sorted(more))
+    entering, others = boundary(graph, layer.equations, graph.depends)
+    layer.operands = tuple(v for v in (*entering, *others) if v not in layer.inputs)
 
 
 def _wins(section: Section, layer: Layer) -> str:
@@ -228,109 +259,6 @@ def _broadcast(small: Section, a: Layer, large: Section, b: Layer) -> bool:
     return len(a.inputs) == len(b.inputs) and all(
         len(v) == len(w) and all(m in (1, n) for m, n in zip(v, w, strict=True)) for v, w in shapes
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference(Rule):
-    """What a layer makes of the difference of its inputs from those at the baseline.
-
-    Attributes:
-      references: its inputs at the baseline, in shapes that broadcast to them.
-      path: how its slope changes along the line between both, where the layer mixes values.
-      wins: ``"largest"`` or ``"smallest"`` for a maximum or a minimum, such as a max-pool.
-    """
-
-    references: tuple[Any, ...]
-    path: str = static("smooth")
-    wins: str = static("")
-
-    kinds = ANYTHING
-
-    def gives(self, layer: Any, arriving: Currency) -> Currency:
-        return "coefficient"
-
-    def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
-        inputs = x if isinstance(x, tuple) else (x,)
-        starts = tuple(
-            jnp.broadcast_to(a, b.shape).astype(b.dtype)
-            for a, b in zip(self.references, inputs, strict=True)
-        )
-        if hasattr(layer, "ratio"):  # an activation
-            return Rescale(starts[0]).propagate(layer, inputs[0], out)
-        function = _function_of(layer, inputs)
-        c = jax.tree.map(lambda c, z: c.astype(z.dtype), out.coefficient, out.value)
-        c = c if isinstance(c, tuple) else (c,)
-        if self.wins:
-            found = _chosen(function, inputs, starts, c, self.wins)
-        else:
-            found = _integrated(function, inputs, starts, c, self.path)
-        return found if isinstance(x, tuple) else found[0]
-
-
-def _function_of(layer: Any, inputs: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], Any]:
-    """A layer as a function of a tuple to a tuple."""
-    if hasattr(layer, "full"):  # a normalization
-        return lambda inputs: (layer.full(inputs[0]),)
-    if hasattr(layer, "operands"):  # a product
-        same = layer.same
-        return lambda inputs: (layer((inputs[0], inputs[0]) if same else inputs),)
-    return lambda inputs: tuple(layer.function(inputs))
-
-
-def _integrated(
-    function: Any, inputs: tuple[Any, ...], starts: tuple[Any, ...], c: Any, path: str
-) -> tuple[Any, ...]:
-    """The transposed Jacobian, averaged along the line from the baseline."""
-
-    def at(node: tuple[Any, Any]) -> tuple[Any, ...]:
-        place, weight = node
-        along = lambda a, b: a + place.astype(a.dtype) * (b - a)
-        (found,) = jax.vjp(function, jax.tree.map(along, starts, inputs))[1](c)
-        return jax.tree.map(lambda g: weight.astype(wide(g).dtype) * wide(g), found)
-
-    mean = summed(at, jax.tree.map(jnp.asarray, _PATHS[path]), 8)
-    return jax.tree.map(lambda g, a: g.astype(a.dtype), mean, inputs)
-
-
-def _panels(edges: np.ndarray, nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places and weights of Gauss-Legendre quadrature between each edge and the next."""
-    places, weights = np.polynomial.legendre.leggauss(nodes)
-    width = np.diff(edges)[:, None]
-    return (edges[:-1, None] + width * (places + 1) / 2).ravel(), (width * weights / 2).ravel()
-
-
-# A normalization turns within a standard deviation of sqrt(epsilon) about a baseline of 0, the rest
-# of the way it scarcely changes: panels shrink towards both ends. A softmax may turn in between.
-_end = np.concatenate([[0.0], 0.25 ** np.arange(11, 1, -1)])
-_steep = np.concatenate([_end, np.arange(2, 15) / 16, 1 - _end[::-1]])
-_PATHS = {
-    "straight": _panels(np.array([0.0, 1.0]), 1),
-    "smooth": _panels(np.array([0.0, 1.0]), 8),
-    "steep": _panels(_steep, 4),
-}
-
-
-def _chosen(
-    function: Any, inputs: tuple[Any, ...], starts: tuple[Any, ...], c: Any, wins: str
-) -> tuple[Any, ...]:
-    """A maximum: the winners at x take what x has more, those at the baseline what that has.
-
-    So each difference of outputs goes to an input that differs at least as much.
-    """
-    (y,), (y0,), (c,) = function(inputs), function(starts), c
-    top = (jnp.maximum if wins == "largest" else jnp.minimum)(y, y0)
-    back = lambda at, message: jax.vjp(function, at)[1]((message,))[0]
-    same = y == y0  # also if both are infinite
-    at_x = back(inputs, c * jnp.where(same, 0, top - y0))
-    at_start = back(starts, c * jnp.where(same, 0, y - top))
-
-    def quotient(a: jax.Array, a0: jax.Array, share: jax.Array, slope: jax.Array) -> jax.Array:
-        difference = a - a0
-        close = ~(jnp.abs(difference) >= 1e-7)
-        return jnp.where(close, slope, share / jnp.where(close, 1, difference))
-
-    shares = jax.tree.map(jnp.add, at_x, at_start)
-    return jax.tree.map(quotient, inputs, starts, shares, back(inputs, c))
 
 
 __all__ = ["deeplift_rescale"]

@@ -79,10 +79,12 @@ class SoftmaxMap(GeneralMap):
     Attributes:
       normalizer: of exponentials that are divided by their sum further on: the functions from their
         ``value`` to the sum, and from that to what is divided by, such as ``s + 1e-9``.
+      evaluated: the layer with its equations, where all of the softmax is in it.
     """
 
     normalizer: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
     value: Any = None
+    evaluated: Any = None
 
     def transpose(self, coefficients: tuple[jax.Array, ...]) -> Any:
         r"""The transposed Jacobian, that of the division further on included.
