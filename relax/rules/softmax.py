@@ -31,9 +31,9 @@ class Jacobian(SoftmaxRule):
 
     Example:
       >>> import jax, jax.numpy as jnp, relax
-      >>> f = lambda x: jax.nn.softmax(x)[0]
+      >>> f = lambda x: 4 * jax.nn.softmax(x)[0]
       >>> print(relax.lrp(f, relax.rules.Jacobian())(jnp.array([1.0, 1.0])))
-      [ 0.25 -0.25]
+      [ 1. -1.]
 
     Source: Achtibat et al. 2024 (AttnLRP), proposition 3.1.
     """
