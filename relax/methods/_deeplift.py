@@ -92,8 +92,7 @@ def deeplift_rescale(
         function = lambda x: problem.function(x)[0]
         if _target.gives_relevance(target):
             function = lambda x: problem.explained(problem.function(x)[0])
-        at_x = _program(function, None, problem.x)
-        values = _shared(function, at_x, baseline, start, problem)
+        values = _shared(function, baseline, start, problem)
         if values is None:
             program = _program(function, None, start)
             values = _known(program, _references(program, start))
@@ -225,9 +224,7 @@ def _wins(section: Section, layer: Layer) -> str:
     return "largest" if primitives <= _LARGEST else "smallest" if primitives <= _SMALLEST else ""
 
 
-def _shared(
-    function: Any, at_x: Program, given: Any, start: Any, problem: Problem
-) -> dict[int, Rule] | None:
+def _shared(function: Any, given: Any, start: Any, problem: Problem) -> dict[int, Rule] | None:
     """The rules, by one baseline for all samples; None where there is none, or it does not fit."""
     if not problem.batched or _target.gives_relevance(problem.target):
         return None
@@ -243,7 +240,7 @@ def _shared(
         jax.eval_shape(function, one)
     except (TypeError, ValueError):
         return None  # another argument has an axis of samples as well
-    program = _program(function, None, one)
+    program, at_x = (_program(function, None, x) for x in (one, problem.x))
     pairs = list(zip(program.section.every(), at_x.section.every(), strict=False))
     alike = len(program.layers) == len(at_x.layers) and all(
         a.label == b.label and a.kind == b.kind and _broadcast(s, a, t, b)
