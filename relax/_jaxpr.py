@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,11 @@ class Control(NamedTuple):
 
 def _scan(params: dict[str, Any]) -> Control:
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    counts = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # from jax 0.11 on
+        consts, carry, _ = params["ft_in"].unpack()
+        counts = len(list(consts)), len(list(carry))
+    else:
+        counts = params["num_consts"], params["num_carry"]
     return Control("scan", (params["jaxpr"],), 0, *counts, options)
 
 
@@ -134,7 +139,8 @@ def run(
         return jax.checkpoint(functions[0], **control.options)(list(operands), extra)
 
 
-_RELAX = str(Path(__file__).resolve().parent)
+_RELAX = str(Path(__file__).resolve().parent) + os.sep
+_NETWORKS = os.path.join(_RELAX, "cli", "networks", "")  # stand for a user's own
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
 
 
@@ -315,10 +321,11 @@ def user_line(equations: Sequence[Any]) -> str:
         traceback = equation.source_info.traceback
         for frame in traceback.frames if traceback is not None else ():
             name = frame.file_name
-            if name.startswith((_RELAX, "<frozen")):
+            own = name.startswith(_NETWORKS)
+            if name.startswith((_RELAX, "<frozen")) and not own:
                 continue
             place = f"{Path(name).name}:{frame.line_num}"
-            if not is_library(name):
+            if own or not is_library(name):
                 return place
             if not fallback and "/jax/" not in name and name.endswith(".py"):
                 fallback = place
