@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from relax import select
+from relax._display import html_table, rich_table
 from relax._errors import RuleError
 from relax.rules import Rule
 from relax.rules._base import describe
@@ -62,8 +63,21 @@ class Composite:
         return composite
 
     def __repr__(self) -> str:
-        pairs = (f"{select.predicate(s).name}: {describe(rule)}" for s, rule in self.entries)
-        return f"Composite({', '.join(pairs)})"
+        return f"Composite({', '.join(f'{name}: {rule}' for name, rule in self._rows())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(("layers", "rule"), self._rows(), note=self._note())
+
+    def __rich__(self) -> Any:
+        return rich_table(("layers", "rule"), self._rows(), note=self._note())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(select.predicate(s).name, describe(rule)) for s, rule in self.entries]
+
+    def _note(self) -> str:
+        return "the first that matches wins; " + (
+            "each must match a layer" if self.strict else "the others keep their default"
+        )
 
 
 def before(entries: Sequence[tuple[Any, Rule]], rules: Any) -> list[Any]:

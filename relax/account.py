@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from relax import _target
+from relax._display import html_lines, html_table, rich_lines, rich_table
 from relax._program import Program
 from relax._run import Run
 from relax.rules import Epsilon
@@ -30,6 +30,7 @@ _TOLD = frozenset(
     {"dense", "conv", "scale_shift", "sum", "mean", "avg_pool", "linear", "normalization"}
 )
 _COLUMNS = ("path", "kind", "rule", "out", "in", "absorbed", "by", "where")
+_NUMBERS = range(3, 6)  # of these columns
 
 
 class _Place(NamedTuple):
@@ -75,7 +76,7 @@ class Ledger(Sequence[Entry]):
     """An account of relevance, entry by entry in order of evaluation; a pytree.
 
     ``explained = received + absorbed`` to rounding, and the same for each entry. Prints as a table,
-    the largest leaks first; in a notebook as HTML; `plot` draws it.
+    the largest leaks first, in a notebook as HTML, by rich as its table; `plot` draws it.
 
     Attributes:
       value: the output of the function, summed.
@@ -149,7 +150,7 @@ class Ledger(Sequence[Entry]):
     def _rows(self) -> list[tuple[str, ...]]:
         """What is kept, the most first; entries that keep nothing are left out."""
         whole = max(abs(_number(self.explained)), abs(_number(self.received)), 1e-30)
-        entries = [e for e in self if abs(_number(e.kept)) > 1e-7 * whole]
+        entries = [e for e in self if abs(_number(e.kept)) > 1e-6 * whole]
         entries.sort(key=lambda entry: -abs(_number(entry.kept)))
         return [
             (
@@ -162,7 +163,7 @@ class Ledger(Sequence[Entry]):
                 ", ".join(
                     f"{cause} {_number(kept):.4g}"
                     for cause, kept in entry.absorbed.items()
-                    if abs(_number(kept)) > 1e-7 * whole
+                    if abs(_number(kept)) > 1e-6 * whole
                 ),
                 entry.where,
             )
@@ -185,14 +186,13 @@ class Ledger(Sequence[Entry]):
         )
 
     def __str__(self) -> str:
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self)):
+        if self._is_traced():
             return f"<account of {len(self)} places, traced>"
         table = [_COLUMNS, *self._rows()]
         widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
-        right = range(3, 6)
         lines = [
             "  ".join(
-                cell.rjust(width) if i in right else cell.ljust(width)
+                cell.rjust(width) if i in _NUMBERS else cell.ljust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in table
@@ -203,13 +203,17 @@ class Ledger(Sequence[Entry]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self._rows()
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"{table}<pre>{html.escape(self._summary())}</pre>"
+        if self._is_traced():
+            return html_lines(str(self))
+        return html_table(_COLUMNS, self._rows(), right=_NUMBERS, note=self._summary())
+
+    def __rich__(self) -> Any:
+        if self._is_traced():
+            return rich_lines(str(self))
+        return rich_table(_COLUMNS, self._rows(), right=_NUMBERS, note=self._summary())
+
+    def _is_traced(self) -> bool:
+        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
 
     def plot(self, axes: Any = None, *, largest: int | None = None) -> Any:
         """A bar for each layer from the output down to the input: what it hands on and keeps.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from relax._display import html_table, rich_lines, rich_table
 from relax._program import Program
 from relax.rules import Epsilon, Rule
 from relax.rules._base import describe
@@ -61,7 +61,8 @@ def _shapes(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 class Plan(Sequence[Row]):
-    """A sequence of `Row`, in order of evaluation; prints as a table, in a notebook as HTML."""
+    """A sequence of `Row`, in order of evaluation; prints as a table, in a notebook as HTML, by
+    rich as its table."""
 
     def __init__(self, rows: Sequence[Row]):
         self._rows = tuple(rows)
@@ -78,22 +79,35 @@ class Plan(Sequence[Row]):
     def __str__(self) -> str:
         if not self._rows:
             return "no layers: nothing but moves of data between the input and the output"
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        padded = lambda row: [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines = ["  ".join(padded(row)).rstrip() for row in table]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(lines)
+
+    def _table(self) -> list[list[str]]:
+        """The head and the rows, without the columns that are empty."""
         table = [_COLUMNS, *(row.cells() for row in self._rows)]
         used = [i for i in range(len(_COLUMNS)) if any(row[i] for row in table[1:])]
-        widths = {i: max(len(row[i]) for row in table) for i in used}
-        lines = ["  ".join(row[i].ljust(widths[i]) for i in used).rstrip() for row in table]
-        lines.insert(1, "  ".join("-" * widths[i] for i in used))
-        return "\n".join(lines)
+        return [[row[i] for i in used] for row in table]
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in _COLUMNS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.cells()) + "</tr>"
-            for row in self._rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        if not self._rows:
+            return html_table(_COLUMNS, (), caption=str(self))
+        head, *rows = self._table()
+        return html_table(head, rows, caption=self._count())
+
+    def __rich__(self) -> Any:
+        if not self._rows:
+            return rich_lines(str(self))
+        head, *rows = self._table()
+        return rich_table(head, rows, caption=self._count())
+
+    def _count(self) -> str:
+        return f"{len(self)} layer{'s' if len(self) > 1 else ''}"
 
 
 def layers(

@@ -13,9 +13,11 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from relax import select
+from relax._display import html_lines, html_table, rich_lines, rich_table
 from relax._errors import ArgumentError
 from relax._forms import before
 from relax._program import Program
+from relax._progress import progress
 from relax.rules import PerRound
 from relax.rules.general import unmasked
 from relax.sweeps import sweep
@@ -41,13 +43,34 @@ class Tuned(NamedTuple):
     history: jax.Array
 
     def __str__(self) -> str:
-        lines = [
-            f"{path:<40} {np.array2string(np.asarray(value), precision=4)}"
-            for path, value in self.values.items()
-        ]
-        return "\n".join([*lines, f"score {float(self.start):.4f} -> {float(self.score):.4f}"])
+        if self._is_traced():
+            return f"<tuned, {len(self.values)} layers, traced>"
+        lines = [f"{path:<40} {value}" for path, value in self._rows()]
+        return "\n".join([*lines, self._summary()])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if self._is_traced():
+            return html_lines(str(self))
+        return html_table(("layer", "value"), self._rows(), right=(1,), note=self._summary())
+
+    def __rich__(self) -> Any:
+        if self._is_traced():
+            return rich_lines(str(self))
+        return rich_table(("layer", "value"), self._rows(), right=(1,), note=self._summary())
+
+    def _is_traced(self) -> bool:
+        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.values, self.score)))
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [
+            (path, np.array2string(np.asarray(value), precision=4))
+            for path, value in self.values.items()
+        ]
+
+    def _summary(self) -> str:
+        return f"score {float(self.start):.4f} -> {float(self.score):.4f}"
 
 
 def tune(
@@ -62,6 +85,7 @@ def tune(
     batch_size: int | None = None,
     argnums: int | Sequence[int] = -1,
     target: Any = None,
+    show: bool | None = None,
 ) -> Callable[..., Tuned]:
     """Chooses a hyper-parameter for each layer, so that the explanation scores best.
 
@@ -79,6 +103,8 @@ def tune(
       optimizer: of optax, or anything with ``init`` and ``update``.
       steps: of the optimizer.
       batch_size: how many values of the grid are evaluated at a time; by default all.
+      show: a progress bar over the layers, by grid; by default, if stderr is a terminal and rich is
+        installed.
 
     Returns:
       A function of the arguments of ``fun`` that returns a `Tuned`. What was chosen on some samples
@@ -114,7 +140,7 @@ def tune(
             return jnp.mean(jnp.asarray(score(relevance)))
 
         if optimizer is None:
-            best, found, history = _by_grid(scored, start, jnp.asarray(grid), batch_size)
+            best, found, history = _by_grid(scored, start, jnp.asarray(grid), batch_size, show)
         else:
             best, found, history = _by_gradient(scored, start, optimizer, steps)
         if not isinstance(history, Tracer) and not np.all(np.isfinite(np.asarray(history))):
@@ -170,6 +196,7 @@ def _by_grid(
     start: dict[str, jax.Array],
     grid: jax.Array,
     batch_size: int | None,
+    show: bool | None,
 ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
     """Coordinate ascent, from the output down: the values, their score, and the scores so far."""
     flat, unflatten = ravel_pytree(dict(enumerate(start.values())))
@@ -185,7 +212,9 @@ def _by_grid(
         return flat.at[i].set(candidates[best]), scores[best]
 
     history = [jax.jit(lambda flat: scored(by_name(flat)))(flat)]
-    for i in range(flat.size)[::-1]:
+    if isinstance(history[0], Tracer):
+        show = False  # nothing is computed yet
+    for i in progress(range(flat.size)[::-1], "tuning", show=show):
         flat, score = improve(flat, jnp.asarray(i))
         history.append(score)
     return by_name(flat), history[-1], jnp.stack(history)

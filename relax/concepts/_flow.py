@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from relax import _target
+from relax._display import html_lines, html_table, rich_lines, rich_table
 from relax._errors import ArgumentError
 from relax._numerics import is_count
 from relax._program import Program
@@ -19,6 +20,8 @@ from relax._run import Run
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
 from relax.sweeps import sweep
+
+_COLUMNS = ("layer", "concept", "relevance", "hands on to")
 
 
 class Edge(NamedTuple):
@@ -37,7 +40,7 @@ class Edge(NamedTuple):
 class Flow:
     """An attribution graph: the strongest concepts of each layer and what flows between them.
 
-    A pytree; prints as a table; `plot` draws it.
+    A pytree; prints as a table, in a notebook as HTML, by rich as its table; `plot` draws it.
 
     Attributes:
       layers: their paths, from the output down.
@@ -97,15 +100,43 @@ class Flow:
             for row, (concept, relevance) in enumerate(
                 zip(self.concepts[i], self.relevance[i], strict=True)
             ):
-                handed = ""
-                if i + 1 < len(self.layers):
-                    parts = zip(self.concepts[i + 1], self.edges[i][row], strict=True)
-                    each = (f"{self.name(i + 1, c)} {float(r):+.3g}" for c, r in parts)
-                    handed = f"  to {', '.join(each)}"
+                handed = f"  to {to}" if (to := self._handed(i, row)) else ""
                 lines.append(f"  {self.name(i, concept)!s:>6} {float(relevance):+10.4g}{handed}")
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self._is_one():
+            return html_lines(str(self))
+        rows, shades = self._rows()
+        return html_table(_COLUMNS, rows, right=(1, 2), shades=shades)
+
+    def __rich__(self) -> Any:
+        if not self._is_one():
+            return rich_lines(str(self))
+        rows, shades = self._rows()
+        return rich_table(_COLUMNS, rows, right=(1, 2), shades=shades)
+
+    def _rows(self) -> tuple[list[list[str]], list[list[float | None]]]:
+        """A row for each concept, and how strong it is among those of its layer."""
+        rows, shades = [], []
+        for i, path in enumerate(self.layers):
+            largest = float(np.abs(np.asarray(self.relevance[i])).max()) or 1.0
+            for row, concept in enumerate(self.concepts[i]):
+                relevance = float(self.relevance[i][row])
+                layer = "" if row else f"{path}: {float(self.total[i]):.4g}"
+                name = str(self.name(i, concept))
+                rows.append([layer, name, f"{relevance:+.4g}", self._handed(i, row)])
+                shades.append([None, None, relevance / largest, None])
+        return rows, shades
+
+    def _handed(self, layer: int, row: int) -> str:
+        """What a concept hands to each of those below, as text."""
+        if layer + 1 == len(self.layers):
+            return ""
+        parts = zip(self.concepts[layer + 1], self.edges[layer][row], strict=True)
+        return ", ".join(f"{self.name(layer + 1, c)} {float(r):+.3g}" for c, r in parts)
 
     def plot(self, axes: Any = None) -> Any:
         """Draws it, the output at the top: discs for concepts, lines for what flows.

@@ -12,6 +12,7 @@ import numpy as np
 from relax import _target
 from relax._errors import ArgumentError
 from relax._program import Program
+from relax._progress import progress
 from relax._run import Run
 from relax.concepts._maximization import Top
 from relax.concepts._places import find_places, flat_concepts, the_place
@@ -52,6 +53,7 @@ def references(
     channel_axis: int = -1,
     unit: bool = False,
     share: float = 0.9,
+    show: bool | None = None,
 ) -> Callable[..., list[list[Reference]]]:
     """The strongest pictures of each concept, each with a heatmap of the concept and a crop.
 
@@ -66,6 +68,8 @@ def references(
       unit: whether relevance passes only where the concept is strongest; then the heatmap lies in
         the receptive field of that unit.
       share: how much of the heatmap's magnitude the crop holds, along either axis.
+      show: a progress bar over the concepts; by default, if stderr is a terminal and rich is
+        installed.
 
     Returns:
       A function of the arguments of ``fun`` before the last. It returns for each concept a list of
@@ -119,7 +123,8 @@ def references(
 
         last = lambda x: x if x.ndim == 2 else np.moveaxis(x, channel_axis, -1)
         rows = []
-        for concept in np.asarray(flat_concepts(place, concepts)):
+        chosen = np.asarray(flat_concepts(place, concepts))
+        for concept in progress(chosen, "explaining concepts", show=show):
             values, samples, positions = (
                 np.asarray(a).reshape(place.count, -1)[concept] for a in top
             )

@@ -12,6 +12,7 @@ from relax import _target
 from relax._errors import ArgumentError
 from relax._numerics import divide, is_count, wide
 from relax._program import Program
+from relax._progress import progress
 from relax._run import Run
 from relax.concepts._places import Place, find_places
 from relax.rules import Epsilon
@@ -54,8 +55,9 @@ class Maximization(NamedTuple):
     Attributes:
       init: ``init(*args) -> State`` before the first batch; shapes suffice.
       update: ``update(state, *args) -> State`` with one batch more; to be compiled or scanned.
-      run: ``run(*leading, batches) -> State``, compiled, over an iterable of batches of the last
-        argument, or of tuples of the last arguments; ``leading`` are those before.
+      run: ``run(*leading, batches, show=None) -> State``, compiled, over an iterable of batches of
+        the last argument, or of tuples of the last arguments; ``leading`` are those before. There
+        is a progress bar if ``show``; by default, if stderr is a terminal and rich is installed.
     """
 
     init: Callable[..., State]
@@ -176,12 +178,12 @@ def maximization(
         invalid = state.invalid + jnp.sum(~valid, dtype=jnp.int32)
         return State(top, state.seen + valid.size, invalid)
 
-    def run_all(*args: Any) -> State:
+    def run_all(*args: Any, show: bool | None = None) -> State:
         *leading, batches = args
         if not isinstance(batches, Iterable):
             raise ArgumentError("run(*leading, batches): the last argument is no iterable.")
         step, state = jax.jit(update), None
-        for batch in batches:
+        for batch in progress(batches, "searching", show=show):
             args = (*leading, *batch) if isinstance(batch, tuple) else (*leading, batch)
             state = step(init(*args) if state is None else state, *args)
         if state is None:

@@ -5,6 +5,7 @@ Faithfulness: `perturbation` and what is made of it (`deletion`, `insertion`, `a
 `randomization`. Against each other: `agreement`. Over a data set: `evaluate_batches`, `compare`.
 """
 
+from relax._progress import progress
 from relax.evaluation._agreement import Agreement, agreement
 from relax.evaluation._compare import compare, evaluate_batches, faithfulness
 from relax.evaluation._complexity import entropy, gini
@@ -12,7 +13,6 @@ from relax.evaluation._curve import Curve
 from relax.evaluation._features import patches
 from relax.evaluation._localization import inside_mass, inside_rank, pointing_game
 from relax.evaluation._perturbation import area_between, deletion, insertion, perturbation
-from relax.evaluation._progress import progress
 from relax.evaluation._randomization import Randomization, randomization
 from relax.evaluation._replacement import blur, noise
 from relax.evaluation._sensitivity import sensitivity_n

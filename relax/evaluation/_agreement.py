@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from relax._display import html_lines, html_table, rich_lines, rich_table
 from relax._errors import ArgumentError
 from relax.evaluation._drawing import axes_or_new
 from relax.evaluation._features import as_relevance, regions
@@ -37,15 +38,36 @@ class Agreement:
     measure: str
 
     def __str__(self) -> str:
-        if isinstance(self.values, Tracer) or np.ndim(self.values) != 2:
+        if not self._is_matrix():
             return f"<agreement of {len(self.names)} methods, {jnp.shape(self.values)}>"
+        return aligned(self._cells())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self._is_matrix():
+            return html_lines(str(self))
+        head, *rows = self._cells()
+        return html_table(head, rows, right=range(1, len(head)), shades=self._shades())
+
+    def __rich__(self) -> Any:
+        if not self._is_matrix():
+            return rich_lines(str(self))
+        head, *rows = self._cells()
+        return rich_table(head, rows, right=range(1, len(head)), shades=self._shades())
+
+    def _is_matrix(self) -> bool:
+        return not isinstance(self.values, Tracer) and np.ndim(self.values) == 2
+
+    def _cells(self) -> list[list[str]]:
         rows = [
             [name, *(f"{value:.2f}" for value in row)]
             for name, row in zip(self.names, np.asarray(self.values), strict=True)
         ]
-        return aligned([[self.measure, *self.names], *rows])
+        return [[self.measure, *self.names], *rows]
 
-    __repr__ = __str__
+    def _shades(self) -> list[list[float | None]]:
+        return [[None, *map(float, row)] for row in np.asarray(self.values)]
 
     def plot(self, axes: Any = None) -> Any:
         """Draws the matrix, a number in each square.

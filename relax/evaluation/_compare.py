@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from relax._errors import ArgumentError, RelaxWarning
+from relax._progress import progress
+from relax.evaluation._batches import rows_of, split_batches
 from relax.evaluation._curve import Curve
 from relax.evaluation._features import real_relevance
 from relax.evaluation._finite import finite, listed, paired
 from relax.evaluation._perturbation import perturbation
-from relax.evaluation._progress import progress, rows_of, split_batches
 from relax.evaluation._sensitivity import sensitivity_n
 from relax.evaluation._table import Table
 from relax.sweeps import sweep

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from relax._display import html_curve, html_lines, rich_lines, sparkline
 from relax.evaluation._drawing import axes_or_new
 from relax.evaluation._finite import how_many
 
@@ -72,6 +73,18 @@ class Curve:
             f"{float(self.fractions[-1]):.3g}; value {mean[0]:.4g} to {mean[-1]:.4g}, "
             f"area {float(jnp.mean(self.area(), where=valid)):.4g})"
         )
+
+    def _repr_html_(self) -> str:
+        if isinstance(self.values, Tracer) or np.ndim(self.values) != 2:
+            return html_lines(repr(self))
+        values = np.asarray(self.values, np.float64)[np.asarray(self.finite())]
+        error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+        return html_curve(self.fractions, self.mean(), error, label=repr(self))
+
+    def __rich__(self) -> Any:
+        if isinstance(self.values, Tracer) or np.ndim(self.values) != 2:
+            return rich_lines(repr(self))
+        return rich_lines(f"{sparkline(self.mean())}  {self!r}")
 
     def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
         """Draws the mean over the finite samples, and a band of one standard error.

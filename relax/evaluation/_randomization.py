@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from relax._display import html_lines, html_table, rich_lines, rich_table
 from relax._errors import ArgumentError, UnmatchedSelectorError, message
 from relax._paths import matches, nearest, path_name
 from relax.evaluation._drawing import axes_or_new
@@ -39,16 +40,34 @@ class Randomization:
     cascade: bool
 
     def __str__(self) -> str:
-        if isinstance(self.values, Tracer) or np.ndim(self.values) != 2:
+        if not self._is_table():
             return f"<randomization of {len(self.names)} stages, {jnp.shape(self.values)}>"
+        return aligned(self._cells())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if not self._is_table():
+            return html_lines(str(self))
+        head, *rows = self._cells()
+        return html_table(head, rows, right=(1, 2, 3))
+
+    def __rich__(self) -> Any:
+        if not self._is_table():
+            return rich_lines(str(self))
+        head, *rows = self._cells()
+        return rich_table(head, rows, right=(1, 2, 3))
+
+    def _is_table(self) -> bool:
+        return not isinstance(self.values, Tracer) and np.ndim(self.values) == 2
+
+    def _cells(self) -> list[list[str]]:
         rows = [
             [name, f"{row.mean():.3f}", f"{row.min():.3f}", f"{row.max():.3f}"]
             for name, row in zip(self.names, np.asarray(self.values), strict=True)
         ]
         head = "down to" if self.cascade else "randomized"
-        return aligned([[head, "similarity", "least", "most"], *rows])
-
-    __repr__ = __str__
+        return [[head, "similarity", "least", "most"], *rows]
 
     def plot(self, axes: Any = None, *, label: str | None = None) -> Any:
         """Draws the mean similarity at each stage, from 1, where nothing is randomized.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from relax._display import html_table, rich_table
 from relax._errors import ArgumentError
 from relax.evaluation._drawing import axes_or_new
 from relax.evaluation._finite import how_many, listed
@@ -32,8 +32,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 class Table:
     """What several methods score on the samples of a data set: what `compare` returns.
 
-    Prints as a table of means and standard errors, in a notebook as HTML, and says how many samples
-    count, if some were left out.
+    Prints as a table of means and standard errors, in a notebook as HTML, by rich as its table, and
+    says how many samples count, if some were left out.
 
     Attributes:
       methods: their names, the rows.
@@ -124,16 +124,21 @@ class Table:
         return axes
 
     def __str__(self) -> str:
-        return f"{aligned(self._cells())}\n{self._count()}, mean ± standard error"
+        return f"{aligned(self._cells())}\n{self._caption()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head, *rows = ([html.escape(cell) for cell in row] for row in self._cells())
-        body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-        top = "".join(f"<th>{cell}</th>" for cell in head)
-        caption = f"<caption>{self._count()}, mean ± standard error</caption>"
-        return f"<table>{caption}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+        head, *rows = self._cells()
+        return html_table(head, rows, right=range(1, len(head)), caption=self._caption())
+
+    def __rich__(self) -> Any:
+        head, *rows = self._cells()
+        right = range(1, len(head))
+        return rich_table(head, rows, right=right, caption=self._caption())
+
+    def _caption(self) -> str:
+        return f"{self._count()}, mean ± standard error"
 
     def _count(self) -> str:
         count = how_many(self.samples, self.samples + len(self.left_out))

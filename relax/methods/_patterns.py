@@ -14,6 +14,7 @@ from relax._errors import ArgumentError, message
 from relax._graph import Layer
 from relax._numerics import divide, wide
 from relax._program import Program
+from relax._progress import progress
 from relax._recognize.joint import JointDetails
 from relax._sections import Section
 from relax._views import Evaluated, view
@@ -55,7 +56,11 @@ class _Moments(NamedTuple):
 
 
 def fit_patterns(
-    fun: Callable[..., Any], *args: Any, data: Iterable[Any], has_aux: bool = False
+    fun: Callable[..., Any],
+    *args: Any,
+    data: Iterable[Any],
+    has_aux: bool = False,
+    show: bool | None = None,
 ) -> dict[str, jax.Array]:
     r"""The pattern of every weight: the direction in which the input moves the neuron's output.
 
@@ -71,6 +76,7 @@ def fit_patterns(
       data: batches of inputs, all of one shape but the last, which are taken one by one; nothing is
         kept of them but sums. The data should be that which the network was trained on.
       has_aux: whether ``fun`` returns ``(value, aux)``.
+      show: a progress bar; by default, if stderr is a terminal and rich is installed.
 
     Returns:
       Patterns in the shapes of the weights, by the path of the layer as in `relax.layers`.
@@ -102,7 +108,7 @@ def fit_patterns(
         return {layer.label: _of_batch(program, s, values) for s, layer, values in _seen(program)}
 
     total: dict[str, _Moments] | None = None
-    for batch in data:
+    for batch in progress(data, "fitting patterns", show=show):
         found = moments(arrays, batch)
         merged = lambda a, b: a.merged(b)
         total = found if total is None else {k: merged(total[k], found[k]) for k in found}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -70,6 +73,17 @@ class Rule:
     def propagate(self, layer: Any, x: Any, out: Outgoing) -> Any:
         """As `relevance`, in whichever currency `gives` announces. For rules of relax itself."""
         return self.relevance(layer, x, jax.tree.map(wide, out.relevance))
+
+    def _repr_html_(self) -> str:
+        """What it is called, what it does, and its formula, which notebooks typeset."""
+        name = type(self).__name__
+        about = inspect.cleandoc(type(self).__doc__ or "")
+        if about.startswith(f"{name}("):  # made by dataclass: the signature
+            about = ""
+        line = html.escape(about.partition("\n")[0])
+        formula = re.search(r"\$\$.+?\$\$", about, re.DOTALL)
+        typeset = f"<div>{html.escape(formula[0])}</div>" if formula else ""
+        return f"<div><code>{html.escape(describe(self))}</code> {line}{typeset}</div>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -26,7 +26,7 @@ _LEVELS = np.array([0, 95, 135, 175, 215, 255])  # of red, green and blue, of 25
 class Text:
     """A text whose pieces have relevance; made by `text`.
 
-    ``str(text)`` is the plain text, and a notebook shows it in color.
+    ``str(text)`` is the plain text; a notebook shows it in color, and so does rich.
 
     Attributes:
       pieces: what is colored, in order; with the answer they are the text.
@@ -84,6 +84,11 @@ class Text:
 
     def _repr_html_(self) -> str:
         return self.html()
+
+    def __rich__(self) -> Any:
+        from rich.text import Text as Colored
+
+        return Colored.from_ansi(self.ansi())
 
     def figure(self, *, columns: int = 80) -> Any:
         """The text as a figure of matplotlib: ``t.figure().savefig("text.pdf")``.

@@ -1,12 +1,10 @@
-"""Loops over a data set, with a bar where someone is looking."""
+"""The one progress bar of everything that takes long, where someone is looking."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
-
-from relax._errors import ArgumentError
 
 T = TypeVar("T")
 
@@ -24,7 +22,8 @@ def progress(
       items: anything that can be iterated.
       description: stands in front of the bar.
       total: how many there are; by default their length, if they have one.
-      show: by default, if stderr is a terminal and rich is installed.
+      show: by default, if stderr is a terminal and rich is installed. A notebook is no terminal;
+        True shows the bar there too.
 
     Raises:
       ImportError: the bar is asked for, and rich is not installed.
@@ -73,27 +72,3 @@ def _bar(show: bool | None) -> Any:
         console=Console(stderr=True),
         transient=True,
     )
-
-
-def rows_of(who: str, batch: Any) -> tuple[Any, ...]:
-    """The last arguments that a batch stands for: itself, or those of a tuple.
-
-    Raises:
-      ArgumentError: it is an empty tuple.
-    """
-    if isinstance(batch, tuple):
-        if not batch:
-            raise ArgumentError(f"{who}: a batch is an empty tuple.")
-        return batch
-    return (batch,)
-
-
-def split_batches(who: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Iterable[Any]]:
-    """The leading arguments, and the batches.
-
-    Raises:
-      ArgumentError: the last argument cannot be iterated.
-    """
-    if not args or not isinstance(args[-1], Iterable):
-        raise ArgumentError(f"{who}(..., *leading, batches): the last argument is no iterable.")
-    return args[:-1], args[-1]
