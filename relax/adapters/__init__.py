@@ -1,8 +1,8 @@
-"""Trained models of other libraries as JAX functions, ready to be explained.
+"""Models of other libraries as JAX functions, ready to be explained.
 
 Nothing is imported from those libraries before a model of theirs is given.
 """
 
-from relax.adapters import sklearn
+from relax.adapters import equinox, haiku, keras, lrp_toolbox, nnx, onnx, sklearn, torch
 
-__all__ = ["sklearn"]
+__all__ = ["equinox", "haiku", "keras", "lrp_toolbox", "nnx", "onnx", "sklearn", "torch"]
