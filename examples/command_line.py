@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import relax
-
-
-class InputError(ValueError):
-    """What the user asked for does not exist or cannot be used; the message is one line."""
+from relax.cli import InputError
 
 
 def available_rules() -> dict[str, Callable[..., Any]]:

