@@ -20,7 +20,7 @@ from relax._errors import (
 from relax.transform import lrp, value_and_lrp, vrp
 
 if TYPE_CHECKING:
-    from relax import adapters, composites, concepts, evaluation, methods, select, viz
+    from relax import adapters, bulk, composites, concepts, evaluation, methods, select, viz
     from relax._forms import Composite
     from relax.account import Ledger, ledger
     from relax.concepts import crp
@@ -39,6 +39,7 @@ _LAZY = {
     "Ledger": "relax.account",
     "Plan": "relax.plan",
     "adapters": "",
+    "bulk": "",
     "composites": "",
     "concepts": "",
     "crp": "relax.concepts",
@@ -69,6 +70,7 @@ __all__ = [
     "UnsupportedOperationError",
     "__version__",
     "adapters",
+    "bulk",
     "composites",
     "concepts",
     "crp",

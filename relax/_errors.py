@@ -31,6 +31,10 @@ class HyperparameterError(RelaxError, ValueError):
     """A hyper-parameter given as a Python number is not finite or contradicts another."""
 
 
+class StoreError(RelaxError, RuntimeError):
+    """A store is of another job, damaged, being written by somebody else, or cannot be written."""
+
+
 class RelaxWarning(UserWarning):
     """The result is well defined but most likely not what was meant."""
 

@@ -92,7 +92,8 @@ def _indices(target: Any, z: jax.Array) -> jax.Array:
         raise TargetError(
             f'target={_show(target)}: expected None, an int, an integer array, "max" or a callable.'
         )
-    chosen = jnp.asarray(target)
+    # As numpy, if it is known: jax.numpy would make a tracer of an int under jit.
+    chosen = jnp.asarray(target) if isinstance(target, Tracer) else np.asarray(target)
     classes = z.shape[-1]
     if not jnp.issubdtype(chosen.dtype, jnp.integer):
         raise TargetError(f"target has dtype {chosen.dtype}; it must be integers.")
@@ -103,13 +104,12 @@ def _indices(target: Any, z: jax.Array) -> jax.Array:
             f"target has shape {chosen.shape}; for a value of shape {z.shape} it must be an int or "
             f"have shape {z.shape[:-1]}."
         )
-    if not isinstance(chosen, Tracer):
-        known = np.asarray(chosen)
-        if known.size and (known.min() < -classes or known.max() >= classes):
-            wrong = known.min() if known.min() < -classes else known.max()
+    if isinstance(chosen, np.ndarray):
+        wrong = chosen[(chosen < -classes) | (chosen >= classes)]
+        if wrong.size:
             raise TargetError(
-                f"target={wrong} is out of range: the last axis of the value, of shape {z.shape}, "
-                f"has {classes} entries."
+                f"target={wrong[0]} is out of range: the last axis of the value, of shape "
+                f"{z.shape}, has {classes} entries."
             )
     return jnp.where(chosen < 0, chosen + classes, chosen)
 

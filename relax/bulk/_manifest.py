@@ -1,0 +1,113 @@
+"""What a store is of: its manifest, the refusal of another job, and the right to write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from relax._errors import StoreError
+from relax.bulk._files import FORMAT, Array, Files, own, within, write_whole
+from relax.bulk._fingerprint import differences
+
+_MANIFEST = "manifest.json"
+_DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16"
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a store, or None if there is no store.
+
+    Raises:
+      StoreError: the folder holds something else; the manifest is damaged or of another format.
+    """
+    file = own(path) / _MANIFEST
+    if not file.exists():
+        if path.exists() and (not path.is_dir() or set(os.listdir(path)) - {own(path).name}):
+            raise StoreError(
+                f"{path} is there, and is no store of relax.\n"
+                "  Name a folder that is not there yet."
+            )
+        return None
+    try:
+        found = json.loads(file.read_text())
+        if found["format"] != FORMAT:
+            raise StoreError(f"{path} has format {found['format']}; this relax writes {FORMAT}.")
+        arrays = {
+            str(name): Array(tuple(int(n) for n in shape), str(dtype))
+            for name, (shape, dtype) in found["arrays"].items()
+        }
+        samples, chunk = int(found["samples"]), int(found["samples_per_chunk"])
+        dict(found["made_of"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
+    for name, array in arrays.items():
+        within(path, name)
+        if array.dtype not in _DTYPES.split() or min(array.shape, default=1) < 0:
+            raise StoreError(f"{file} is damaged: array {name!r} is {array.dtype}{array.shape}.")
+    if samples < 1 or chunk < 1:
+        raise StoreError(f"{file} is damaged: {samples} samples in chunks of {chunk}.")
+    return {**found, "arrays": arrays, "samples": samples, "samples_per_chunk": chunk}
+
+
+def write_manifest(files: Files, made_of: Mapping[str, Any]) -> None:
+    write_whole(
+        own(files.path) / _MANIFEST,
+        {
+            "format": FORMAT,
+            "samples": files.samples,
+            "samples_per_chunk": files.chunk,
+            "arrays": {n: [list(a.shape), a.dtype] for n, a in sorted(files.arrays.items())},
+            "made_of": made_of,
+        },
+    )
+
+
+def files_of(path: Path, manifest: Mapping[str, Any]) -> Files:
+    return Files(path, manifest["samples"], manifest["samples_per_chunk"], manifest["arrays"])
+
+
+def refuse_another(path: Path, manifest: Mapping[str, Any], new: Files, made_of: Any) -> None:
+    """Raises a StoreError that names what differs, if a store is of another job."""
+    facts = lambda samples, chunk, arrays, parts: {
+        "samples": samples,
+        "samples_per_chunk": chunk,
+        "array": {n: f"{a.dtype}{list(a.shape)}" for n, a in sorted(arrays.items())},
+        **parts,
+    }
+    old = facts(
+        manifest["samples"],
+        manifest["samples_per_chunk"],
+        manifest["arrays"],
+        manifest["made_of"],
+    )
+    found = list(differences(old, facts(new.samples, new.chunk, new.arrays, made_of)))
+    if not found:
+        return
+    shown = "\n  ".join(re.sub(r"[0-9a-f]{64}", lambda m: m[0][:12], line) for line in found[:8])
+    more = f"\n  and {len(found) - 8} more" if len(found) > 8 else ""
+    raise StoreError(
+        f"{path} was made by another job:\n  {shown}{more}\n"
+        "Give this job a store of its own, or run the job that made this one."
+    )
+
+
+def lock(path: Path) -> Any:
+    """The right to write, until it is released or the process ends.
+
+    Raises:
+      StoreError: another process has it.
+    """
+    import filelock
+
+    own(path).mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(own(path) / "lock", timeout=0)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        raise StoreError(
+            f"{path} is being written by another run.\n  Wait for it, or end it first."
+        ) from None
+    return held

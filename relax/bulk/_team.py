@@ -1,0 +1,87 @@
+"""The processes of a run: who has the store, what is to be done, whether all have come through."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from relax._errors import StoreError
+from relax.bulk._files import own, write_whole
+
+_POLL = 0.1  # seconds
+
+
+class Team:
+    """All processes of a run. They meet in the folder of the store, through small files.
+
+    A barrier of devices would do, but must be reached within its timeout; here a process may be
+    hours behind. That a process is gone is seen by jax.distributed, which ends the others.
+
+    Args:
+      path: the folder of the store.
+    """
+
+    def __init__(self, path: Path):
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._folder = own(path) / "runs"
+        self._run = "alone"
+        if self.count > 1:
+            from jax.experimental import multihost_utils
+
+            token = np.frombuffer(os.urandom(8), np.uint32)
+            self._run = "".join(
+                f"{n:08x}" for n in np.asarray(multihost_utils.broadcast_one_to_all(token))
+            )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that has the store."""
+        return self.index == 0
+
+    def tell(self, what: str, content: Any) -> None:
+        """From the leading process to the others."""
+        if self.count > 1:
+            write_whole(self._file(what), content)
+
+    def hear(self, what: str) -> Any:
+        """What the leading process tells, once it does.
+
+        Raises:
+          StoreError: a process has failed.
+        """
+        self.wait(lambda: self._file(what).is_file())
+        return json.loads(self._file(what).read_text())
+
+    def fail(self, error: BaseException) -> None:
+        """Lets the others know, so that they do not wait."""
+        if self.count > 1:
+            write_whole(self._file("failed"), f"process {self.index}: {error}")
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Until something is so.
+
+        Raises:
+          StoreError: another process has failed.
+        """
+        while not until():
+            failed = self._file("failed")
+            if self.count > 1 and failed.is_file():
+                raise StoreError(f"The run was given up by {json.loads(failed.read_text())}")
+            time.sleep(_POLL)
+
+    def leave(self) -> None:
+        """The leading process takes away what was told in earlier runs."""
+        if self._folder.is_dir():
+            for file in self._folder.iterdir():
+                if not file.name.startswith(self._run):
+                    file.unlink(missing_ok=True)
+
+    def _file(self, what: str) -> Path:
+        return self._folder / f"{self._run}-{what}.json"

@@ -1,0 +1,121 @@
+"""A job for tests of `relax.bulk`, as a program: run by itself, in several processes, or killed.
+
+python tests/bulk_job.py STORE [--processes N --process I --port P] [--slow SECONDS]
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+SAMPLES, BATCH, CHUNK = 60, 3, 6
+UNREADABLE, NOT_FINITE = 17, 41
+
+
+class Data:
+    """Rows of numbers, one of them not finite and one that cannot be read; slow, if asked to be."""
+
+    def __init__(self, seconds=0.0):
+        import numpy as np
+
+        self.rows = np.random.default_rng(1).normal(size=(SAMPLES, 6)).astype(np.float32)
+        self.rows[NOT_FINITE, 2] = np.nan
+        self.seconds = seconds
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        if index == UNREADABLE:
+            raise OSError("the disk has a scratch")
+        return self.rows[index]
+
+
+def parameters():
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return {
+        "hidden": {"kernel": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)},
+        "head": {"kernel": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)},
+    }
+
+
+def network(params, x):
+    import jax
+
+    return jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["head"]["kernel"]
+
+
+def job(store, seconds=0.0, **changes):
+    """The job of the tests; ``changes`` are of its arguments."""
+    from relax import bulk, rules
+
+    settings = {
+        "f": network,
+        "params": parameters(),
+        "data": Data(seconds),
+        "store": store,
+        "rules": rules.Gamma(0.25),
+        "target": "max",
+        "batch_size": BATCH,
+        "samples_per_chunk": CHUNK,
+        "keep": {"relevance": bulk.Relevance(), "top": bulk.TopK(2)},
+        "threads": 2,
+    }
+    return bulk.Job(**(settings | changes))
+
+
+def over_mesh(store, seconds):
+    """The same, with the hidden layer split over the devices, and batches over the processes."""
+    import jax
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    shape = (jax.process_count(), jax.device_count() // jax.process_count())
+    mesh = jax.make_mesh(shape, ("data", "model"), (AxisType.Auto,) * 2)
+    specs = {"hidden": {"kernel": P(None, "model")}, "head": {"kernel": P("model", None)}}
+    put = lambda leaf, spec: jax.make_array_from_callback(
+        leaf.shape, NamedSharding(mesh, spec), lambda index: leaf[index]
+    )
+    params = jax.tree.map(put, parameters(), specs)
+    return job(store, seconds, params=params, mesh=mesh)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--mesh", action="store_true")
+    parser.add_argument("--largest-file", type=int, help="bytes; as if the disk were full")
+    given = parser.parse_args()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={given.devices}"
+    import jax
+
+    if given.processes > 1:
+        jax.distributed.initialize(
+            f"localhost:{given.port}",
+            given.processes,
+            given.process,
+            heartbeat_timeout_seconds=10,
+        )
+    from relax import bulk
+
+    made = over_mesh(given.store, given.slow) if given.mesh else job(given.store, given.slow)
+    if given.largest_file:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (given.largest_file, resource.RLIM_INFINITY))
+    print(bulk.run(made), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

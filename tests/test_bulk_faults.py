@@ -1,0 +1,178 @@
+"""Runs that are killed, in one process and in several, against one that nothing has disturbed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("grain", reason="extra `bulk` not installed")
+if sys.platform == "win32":
+    pytest.skip("SIGKILL is of Unix", allow_module_level=True)
+
+import bulk_job
+from bulk_job import CHUNK, SAMPLES
+
+from relax import bulk
+
+CHUNKS = SAMPLES // CHUNK
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+
+
+def start(path, *words):
+    return subprocess.Popen(
+        [sys.executable, bulk_job.__file__, str(path), *map(str, words)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(path, *words):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = ("--processes", 2, "--port", port, "--devices", 2, *words)
+    return [start(path, "--process", i, *common) for i in range(2)]
+
+
+def ended(*running, status=0):
+    texts = [process.communicate(timeout=300)[0] for process in running]
+    assert all(process.returncode == status for process in running), texts
+    return texts
+
+
+def finished(path):
+    return len(list((path / ".relax" / "chunks").glob("*.json")))
+
+
+def wait_for(path, chunks, running):
+    """Until so many are finished."""
+    deadline = time.monotonic() + 300
+    while finished(path) < chunks:
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def content(path):
+    """All but the lock, and what processes have told each other."""
+    files = [p for p in path.rglob("*") if p.is_file() and p.name != "lock"]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.parent.name != "runs"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("faults") / "whole.zarr"
+    ended(start(path))
+    return content(path)
+
+
+def test_killed_again_and_again(tmp_path, undisturbed):
+    """At any moment: chunks that are finished stay, the rest comes in the next run."""
+    path = tmp_path / "killed.zarr"
+    for chunks in (1, 3, 6):
+        running = start(path, "--slow", 0.05)
+        wait_for(path, chunks, running)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        assert not bulk.Store(path).finished
+    there = finished(path)
+    text = ended(start(path))[0]
+    assert f"{SAMPLES - there * CHUNK} of them explained now" in text
+    assert content(path) == undisturbed
+
+
+def test_killed_before_there_is_a_store(tmp_path, undisturbed):
+    path = tmp_path / "early.zarr"
+    running = start(path)
+    while not path.exists():
+        assert running.poll() is None
+        time.sleep(0.001)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    ended(start(path))
+    assert content(path) == undisturbed
+
+
+def test_two_processes_and_one_of_them_killed(tmp_path, undisturbed):
+    """The other one ends as well; one process alone finishes what both have begun."""
+    path = tmp_path / "two.zarr"
+    both = start_two(path, "--slow", 0.1)
+    wait_for(path, 2, both[0])
+    both[1].send_signal(signal.SIGKILL)
+    for process in both:
+        process.communicate(timeout=300)
+        assert process.returncode != 0
+    there = finished(path)
+    assert 2 <= there < CHUNKS
+    text = ended(start(path))[0]
+    assert f"{SAMPLES - there * CHUNK} of them explained now" in text
+    assert content(path) == undisturbed
+
+
+def test_two_processes_go_on_with_what_one_has_begun(tmp_path, undisturbed):
+    path = tmp_path / "one.zarr"
+    running = start(path, "--slow", 0.05)
+    wait_for(path, 3, running)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    texts = ended(*start_two(path))
+    assert all("2 bad samples" in text for text in texts)
+    assert content(path) == undisturbed
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    path = tmp_path / "busy.zarr"
+    running = start(path, "--slow", 1)
+    wait_for(path, 1, running)
+    assert "is being written by another run" in ended(start(path), status=1)[0]
+    running.kill()
+    running.communicate()
+
+
+def test_all_processes_are_told_that_the_store_is_of_another_job(tmp_path):
+    path = tmp_path / "other.zarr"
+    bulk.run(bulk_job.job(path, batch_size=2))
+    texts = ended(*start_two(path), status=1)
+    assert all("batch_size: the store has 2, the job 3" in text for text in texts)
+
+
+@pytest.mark.slow
+def test_a_mesh_over_two_processes(tmp_path, undisturbed):
+    """The hidden layer is split over devices, so it rounds otherwise; killed, and run again."""
+    path, again = tmp_path / "mesh.zarr", tmp_path / "again.zarr"
+    ended(*start_two(path, "--mesh"))
+    want = bulk.Store(path)
+    both = start_two(again, "--mesh", "--slow", 0.1)
+    wait_for(again, 2, both[0])
+    both[0].send_signal(signal.SIGKILL)
+    for process in both:
+        process.communicate(timeout=300)
+    ended(*start_two(again, "--mesh"))
+    assert content(again) == content(path)
+    plain = tmp_path / "plain.zarr"
+    ended(start(plain))
+    for name in ("relevance", "top/relevance"):
+        one, two = np.asarray(want[name]), np.asarray(bulk.Store(plain)[name])
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    assert content(plain) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_at_random(tmp_path, undisturbed):
+    """Twelve times, one process or the other, at whatever moment."""
+    rng, path = np.random.default_rng(0), tmp_path / "random.zarr"
+    for _ in range(12):
+        both = start_two(path, "--slow", 0.02)
+        time.sleep(rng.uniform(1, 12))
+        both[rng.integers(2)].send_signal(signal.SIGKILL)
+        for process in both:
+            process.communicate(timeout=300)
+    ended(start(path))
+    assert content(path) == undisturbed
