@@ -1,7 +1,5 @@
-"""The cases of docs/cases: their pages print what they say, and what they say is so."""
+"""The cases of docs/cases: what their pages say is so. (tests/test_docs.py runs their snippets.)"""
 
-import contextlib
-import io
 import re
 from pathlib import Path
 
@@ -15,35 +13,6 @@ from relax import rules, select
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "cases"
 OUTPUTS, FEATURES, SAMPLES = 3, 4, 6
-
-
-LONG = ("activations.md", "one_sample.md", "scikit_learn.md", "text.md")
-NEEDS = {"features.md": "matplotlib", "scikit_learn.md": "sklearn"}
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(path.name, marks=pytest.mark.slow if path.name in LONG else ())
-        for path in sorted(PAGES.glob("*.md"))
-    ],
-)
-def test_a_page_prints_what_it_says(page):
-    """Its python blocks, in order as one program, print exactly its text blocks."""
-    if page in NEEDS:
-        pytest.importorskip(NEEDS[page], reason=f"{NEEDS[page]} is not installed")
-    text = (PAGES / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
-    printed, namespace = io.StringIO(), {"__name__": "page"}
-    with (
-        jax.enable_x64(False),
-        jax.numpy_rank_promotion("allow"),
-        contextlib.redirect_stdout(printed),
-    ):
-        for kind, code in blocks:
-            if kind == "python":
-                exec(compile(code, page, "exec"), namespace)
-    assert printed.getvalue() == "".join(text for kind, text in blocks if kind == "text")
 
 
 def test_every_page_is_in_the_index():

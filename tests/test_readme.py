@@ -1,7 +1,5 @@
-"""README.md and the pages of docs/ do what they say: their snippets run."""
+"""What README.md shows is what there is. (tests/test_docs.py runs its snippets.)"""
 
-import contextlib
-import io
 import re
 import sys
 from pathlib import Path
@@ -15,45 +13,6 @@ import relax
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-
-
-def test_snippets_print_what_the_readme_says():
-    """All python blocks, run in order as one program, print exactly the text blocks."""
-    printed = io.StringIO()
-    namespace = {"__name__": "readme"}
-    expected = "".join(text for kind, text in BLOCKS if kind == "text")
-    assert expected
-    with jax.enable_x64(False), contextlib.redirect_stdout(printed):
-        for kind, code in BLOCKS:
-            if kind == "python":
-                module = type(sys)("readme")
-                sys.modules["readme"] = module  # dataclasses look their module up
-                exec(compile(code, "README.md", "exec"), namespace)
-    assert printed.getvalue() == expected
-
-
-PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
-LONG = ("evaluation.md", "sweeps.md", "training.md")
-NEEDS = {
-    "evaluation.md": ("matplotlib",),
-    "pictures.md": ("matplotlib", "PIL"),
-}
-
-
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow if p in LONG else ()) for p in PAGES]
-)
-def test_snippets_of_a_page_run(page):
-    """All python blocks of a page, in order, as one program."""
-    for package in NEEDS.get(page, ()):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    module = type(sys)("page")
-    sys.modules["page"] = module  # dataclasses look their module up
-    namespace = {"__name__": "page"}
-    with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
-        for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-            exec(compile(code, page, "exec"), namespace)
 
 
 def test_plan_in_readme_is_that_of_the_example():
