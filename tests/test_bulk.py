@@ -345,6 +345,20 @@ def test_what_is_kept(tmp_path):
             close(read(f"kept/{entry.path}")[index], entry.kept)
 
 
+def test_half_precision(tmp_path):
+    """Inputs are cast, and what is kept is stored so."""
+    rows, params = ROWS[:6], jax.tree.map(lambda a: a.astype(jnp.bfloat16), parameters())
+    keep = {"r": bulk.Relevance(), "x": lambda e: e.x, "y": bulk.Value()}
+    path = tmp_path / "s.zarr"
+    bulk.run(job(path, data=rows, params=params, keep=keep, dtype="bfloat16"))
+    store = bulk.Store(path)
+    assert {np.asarray(store[name]).dtype for name in store.names} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(np.asarray(store["x"]), rows.astype(jnp.bfloat16))
+    want = network(params, rows.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(np.asarray(store["y"]), want)
+    assert bulk.run(job(path, data=rows, params=params, keep=keep, dtype="bfloat16")).computed == 0
+
+
 @pytest.mark.parametrize("source", ["array", "data"])
 def test_a_target_for_each_sample(tmp_path, source):
     targets = np.arange(len(ROWS)) % 4
