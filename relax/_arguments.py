@@ -178,7 +178,15 @@ def _explainable(leaf: Any, name: str) -> Any:
             "  Close over it, or choose other argnums."
         )
     dtype: Any = getattr(leaf, "dtype", None)
-    if not (jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.integer)):
+    try:
+        fits = jnp.issubdtype(dtype, jnp.inexact) or jnp.issubdtype(dtype, jnp.integer)
+    except TypeError:  # a dtype that numpy does not know
+        library = type(leaf).__module__.partition(".")[0]
+        raise ArgumentError(
+            f"The explained argument `{name}` is a {type(leaf).__name__} of {library}.\n"
+            "  Give an array of JAX or numpy: numpy.asarray(x)."
+        ) from None
+    if not fits:
         raise ArgumentError(
             f"The explained argument `{name}` has dtype {dtype}; relevance needs floats, or "
             "integers that are looked up in an embedding.\n"

@@ -141,6 +141,7 @@ def run(
 
 _RELAX = str(Path(__file__).resolve().parent) + os.sep
 _NETWORKS = os.path.join(_RELAX, "cli", "networks", "")  # stand for a user's own
+_MACHINERY = ("/jax/", "/torch/", "/torchax/")
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
 
 
@@ -314,7 +315,8 @@ def user_line(equations: Sequence[Any]) -> str:
     """``file.py:line`` of the user's code that made an equation, or nothing.
 
     ``equations`` are the equation and the calls around it, innermost first. The first frame outside
-    relax and outside installed libraries wins; without one, the first of a library that is not JAX.
+    relax and outside installed libraries wins; without one, the first of a library that is not JAX,
+    nor runs modules of torch on it.
     """
     fallback = ""
     for equation in equations:
@@ -327,7 +329,7 @@ def user_line(equations: Sequence[Any]) -> str:
             place = f"{Path(name).name}:{frame.line_num}"
             if own or not is_library(name):
                 return place
-            if not fallback and "/jax/" not in name and name.endswith(".py"):
+            if not fallback and name.endswith(".py") and not any(p in name for p in _MACHINERY):
                 fallback = place
     return fallback
 

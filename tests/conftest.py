@@ -5,14 +5,14 @@ from importlib.metadata import version
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 # Compiling takes longer than running here; the FLOPs that are counted do not depend on it.
-FLAGS = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_force_host_platform_device_count=4",
-]
-if version("jaxlib").startswith("0.10."):  # later ones end the process at a flag they do not know
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_force_host_platform_device_count=4"
+    # Later ones end the process at a flag that they do not know.
+    + " --xla_cpu_use_fusion_emitters=false"
+    * version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import numpy as np

@@ -10,18 +10,18 @@ import contextlib
 import functools
 from unittest import mock
 
+import bare_transformers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformer_frameworks as frameworks
-import transformers
 from jax import lax
 
 import relax
 
 stop = lax.stop_gradient
-load = functools.cache(transformers.load)
+load = functools.cache(bare_transformers.load)
 
 LANGUAGE_MODELS = ("llama", "qwen3", "gpt2")
 ALL = (*LANGUAGE_MODELS, "bert")
@@ -91,9 +91,9 @@ def layer_norm(p, x, eps):
 
 
 def replaced(kind, guard):
-    """Functions of `transformers` with LXT's gradients."""
-    attend, linear = transformers.attention, transformers.linear
-    silu = passing(transformers.silu, guard)
+    """Functions of `bare_transformers` with LXT's gradients."""
+    attend, linear = bare_transformers.attention, bare_transformers.linear
+    silu = passing(bare_transformers.silu, guard)
 
     def attention(q, k, v, causal=True):
         if kind == "cp":  # the attention weights are constants
@@ -108,8 +108,8 @@ def replaced(kind, guard):
     return {
         "attention": attention,
         "gated_mlp": gated_mlp,
-        "gelu": passing(transformers.gelu, guard),
-        "tanh": passing(transformers.tanh, guard),
+        "gelu": passing(bare_transformers.gelu, guard),
+        "tanh": passing(bare_transformers.tanh, guard),
         "rms_norm": rms_norm,
         "layer_norm": layer_norm,
     }
@@ -122,7 +122,7 @@ def by_hand(name, kind, embeds, *, guard=0.0, norm_dtype=jnp.float64):
     new = {} if kind == "gi" else replaced(kind, guard)
     with contextlib.ExitStack() as stack:
         for attribute, function in new.items():
-            stack.enter_context(mock.patch.object(transformers, attribute, function))
+            stack.enter_context(mock.patch.object(bare_transformers, attribute, function))
         return embeds * jax.grad(lambda x: model(params, x)[data["target"]])(embeds)
 
 

@@ -1,6 +1,6 @@
 """Llama, GPT-2 and BERT as Linen, NNX and Equinox modules, each with the framework's own layers.
 
-``linen_llama(config, params)`` and the like carry the arrays of `transformers` over, and give a
+``linen_llama(config, params)`` and the like take the arrays of `bare_transformers`, and give a
 function and the arguments before the last; the last is vectors ``(time, feature)`` or token ids
 ``(time,)``.
 """
@@ -11,8 +11,8 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from bare_transformers import merge, rotary
 from flax import nnx
-from transformers import merge, rotary
 
 
 def is_ids(x):
