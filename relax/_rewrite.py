@@ -227,7 +227,8 @@ class Rewritten:
                 results = equation.evaluate(operands)
             if index in facts.sources:
                 arriving = self.currencies.arriving.get(closing, "coefficient")
-                results = [tokens.embedded(equation, x, arriving) for x in results]
+                total = pending.get((id(self.section), ("in", unit)))
+                results = [tokens.embedded(equation, x, arriving, total) for x in results]
             else:
                 tokens.follow(equation)
             for value, x in zip(equation.outputs, results, strict=True):

@@ -17,6 +17,7 @@ from jax import lax
 
 from relax._graph import Equation, Graph
 from relax._numerics import divide
+from relax._ops import counted
 from relax._primitives import ELEMENTWISE, gather_axes
 from relax.rules._base import Currency, Outgoing
 
@@ -36,18 +37,28 @@ class Tokens:
         for known in (self.shadows, self.present):
             known.update(zip(equation.outputs, self._moved(equation, known), strict=True))
 
-    def embedded(self, equation: Equation, x: jax.Array, arriving: Currency) -> jax.Array:
-        """The first float value made of tokens, tied to their shadow."""
+    def embedded(
+        self, equation: Equation, x: jax.Array, arriving: Currency, total: jax.Array | None = None
+    ) -> jax.Array:
+        """The first float value made of tokens, tied to their shadow.
+
+        ``total`` gets the relevance of what is a token, and no constant that was joined to them.
+        """
         if not self.shadows:
             return x
         index = equation.inputs[-1]
         if equation.primitive is lax.gather_p and self.token[index]:
             features, size = gather_axes(equation.params, self.graph.shape(index))
-            return embed((features, size, arriving), x, self.shadows[index], self.present[index])
+            shadow, present = self.shadows[index], self.present[index]
+            return embed((features, size, arriving), x, _told(shadow, present, total), present)
         if equation.primitive is lax.dynamic_slice_p:
-            own = _mean([self.shadows[v] for v in equation.inputs if self.token[v]])
+            tokens = [v for v in equation.inputs if self.token[v]]
+            own = _mean([self.shadows[v] for v in tokens])
+            own = _told(own, _mean([self.present[v] for v in tokens]), total)
             return embed((tuple(range(x.ndim)), 1, arriving), x, own, jnp.ones_like(own))
         (shadow,) = self._moved(equation, self.shadows)
+        (present,) = self._moved(equation, self.present)
+        shadow = _told(shadow, present, total)
         return embed(((), 0, arriving), x, shadow, jnp.ones_like(shadow))
 
     def _moved(self, equation: Equation, known: dict[int, Any]) -> list[Any]:
@@ -70,6 +81,13 @@ class Tokens:
 
 
 _JOINING = ("concatenate", "stack", "pad")
+
+
+def _told(shadow: Any, present: Any, total: jax.Array | None) -> Any:
+    """The shadow; the relevance that its tokens are handed is summed to ``total``."""
+    if total is None:
+        return shadow
+    return jnp.where(present != 0, counted("relevance", shadow, total), shadow)
 
 
 def _mean(shadows: Sequence[Any]) -> Any:

@@ -25,6 +25,7 @@ _REST = {
     "normalization": "statistic",
     "activation": "activation",
     "product": "gate",
+    "embedding": "constant",  # ids that are no tokens of the input, joined to them
 }
 _TOLD = frozenset(
     {"dense", "conv", "scale_shift", "sum", "mean", "avg_pool", "linear", "normalization"}
@@ -339,8 +340,6 @@ def _account(run: Run, value: Any, explained: Any, received: Any) -> Ledger:
     for place, section, unit, layer, causes in program.accounts:
         rounds = len(section.lengths)
         found = {kind: run.totals[place, (kind, unit)] for kind in ("out", "in", *causes)}
-        if layer is not None and layer.kind == "embedding":
-            found["in"] = found["out"] - found["mask"]  # all of it is the tokens'
         if layer is not None:
             rule = program.rules[layer.index]
             rest = "" if _tells(rule, layer.kind) else _REST.get(layer.kind, "rule")

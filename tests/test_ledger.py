@@ -395,3 +395,22 @@ def test_inside_of_a_shard_map_is_refused(x):
     mapped = jax.shard_map(jnp.tanh, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
     with pytest.raises(relax.ArgumentError, match="shard_map"):
         relax.ledger(mapped)(x)
+
+
+@pytest.mark.parametrize("look_up", ["gather", "one_hot"])
+def test_ids_that_join_the_tokens_keep_theirs(rng, look_up):
+    """The mark at the start is no part of the input: what speaks for it stands in the account."""
+    p = {"e": jnp.asarray(rng.normal(size=(10, 4))), "w": jnp.asarray(rng.normal(size=(4, 3)))}
+
+    def network(p, ids):
+        every = jnp.concatenate([jnp.array([1]), ids])
+        x = p["e"][every] if look_up == "gather" else jax.nn.one_hot(every, 10) @ p["e"]
+        return (jax.nn.relu(x) @ p["w"]).sum(0)
+
+    ids = jnp.array([3, 4, 5])
+    relevance, account = relax.ledger(network, rules.Epsilon(0.0), target=1)(p, ids)
+    each = np.maximum(p["e"], 0) @ p["w"][:, 1]
+    np.testing.assert_allclose(relevance, each[3:6], rtol=1e-12)
+    (embedding,) = [entry for entry in account if entry.kind == "embedding"]
+    np.testing.assert_allclose(embedding.absorbed["constant"], each[1], rtol=1e-12)
+    np.testing.assert_allclose(account.rounding, 0, atol=1e-12)
