@@ -14,7 +14,18 @@ from pathlib import Path
 
 from benchmarks.report import RESULTS
 
-NAMES = ("passes", "memory", "compile", "sweep", "loops", "scaling", "peers", "throughput")
+NAMES = (
+    "passes",
+    "memory",
+    "compile",
+    "sweep",
+    "loops",
+    "scaling",
+    "peers",
+    "throughput",
+    "coverage",
+    "bulk",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -148,7 +148,11 @@ def _pooled(shape: tuple[tuple[str, Any], ...], x: jax.Array) -> jax.Array:
 
 @_pooled.defjvp
 def _pooled_jvp(shape: Any, primals: Any, tangents: Any) -> Any:
-    """The first of the largest of a window has it all, as in JAX; of NaN, the first NaN."""
+    """The first of the largest of a window has it all, as in JAX; of NaN, the first NaN.
+
+    Which one that is, its places tell among themselves. Compared with the maximum none may win: XLA
+    fuses what x is made of into both, computes it twice, and rounds it in two ways.
+    """
     window, strides, padding = (value for _, value in shape)
     (x,), (change,) = primals, tangents
     y = _pooled(shape, x)
@@ -156,15 +160,15 @@ def _pooled_jvp(shape: Any, primals: Any, tangents: Any) -> Any:
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
     moved = lax.pad(change, jnp.zeros((), change.dtype), edges)
     ones = (1,) * x.ndim
-    taken: jax.Array | None = None
+    (_, largest), *others = _windows(padded, window, strides, ones)
+    winner = jnp.zeros(y.shape, jnp.int8)
+    for number, (_, part) in enumerate(others, 1):
+        larger = (part > largest) | ((part != part) & (largest == largest))
+        largest = jnp.where(larger, part, largest)
+        winner = jnp.where(larger, jnp.int8(number), winner)
     total = jnp.zeros_like(y)
-    for (_, part), (_, step) in zip(
-        _windows(padded, window, strides, ones), _windows(moved, window, strides, ones), strict=True
-    ):
-        largest = (part == y) | (part != part)
-        wins = largest if taken is None else largest & ~taken
-        taken = largest if taken is None else largest | taken
-        total = total + jnp.where(wins, step, 0)
+    for number, (_, step) in enumerate(_windows(moved, window, strides, ones)):
+        total = total + jnp.where(winner == number, step, 0)
     return y, total
 
 

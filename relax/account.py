@@ -315,7 +315,7 @@ def ledger(
         seeds = _target.seeds(target, value)
         relevance, _ = run.relprop(seeds)
         given = seeds if in_relevance else jax.tree.map(jnp.multiply, value, seeds)
-        account = _account(run, _total(value), _total(given), _total(relevance))
+        account = _account(run, value, given, relevance)
         return ((relevance, account), aux) if has_aux else (relevance, account)
 
     return explained
@@ -335,7 +335,7 @@ def _tells(rule: Rule, kind: str) -> bool:
     return told and own.__module__.startswith("relax.rules.")
 
 
-def _account(run: Run, value: Any, explained: Any, received: Any) -> Ledger:
+def _account(run: Run, value: Any, given: Any, relevance: Any) -> Ledger:
     program, places, sums = run.program, [], []
     for place, section, unit, layer, causes in program.accounts:
         rounds = len(section.lengths)
@@ -353,4 +353,10 @@ def _account(run: Run, value: Any, explained: Any, received: Any) -> Ledger:
             rule = "Mask" if causes else ""
             places.append(_Place(path, kind, rule, equation.where, "constant", rounds))
         sums.append(found)
-    return Ledger(tuple(places), sums, value, explained, received)
+    outputs = program.graph.outputs[: program.traced.count]
+    pairs = zip(outputs, jax.tree.leaves(given), strict=True)
+    constants = [part for v, part in pairs if not program.facts.tracked[v]]
+    if constants:  # no layer made them, so none is given their relevance
+        places.append(_Place("output", "constant", "", "", "constant", 0))
+        sums.append({"out": _total(constants), "in": jnp.zeros(())})
+    return Ledger(tuple(places), sums, _total(value), _total(given), _total(relevance))

@@ -190,6 +190,18 @@ def test_the_first_culprit_of_several_is_named():
     assert "`cumprod`" in text
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2], ids=lambda d: d.__name__)
+def test_numbers_of_eight_bits_carry_no_relevance(dtype):
+    """Relevance would take their type, where small numbers are zero; weights may be of it."""
+    w = jnp.array([2.0, 0.5])
+    with pytest.raises(
+        relax.UnsupportedOperationError, match=rf"(?s){dtype.__name__}.*test_errors"
+    ):
+        relax.lrp(lambda x: x.astype(dtype).astype(w.dtype) * w)(jnp.ones(2))
+    got = relax.lrp(lambda x: 1e-9 * x * w.astype(dtype).astype(w.dtype))(jnp.ones(2))
+    np.testing.assert_allclose(got, 1e-9 * w, rtol=1e-12)
+
+
 def test_operations_that_the_explained_input_does_not_reach_do_not_matter():
     """Loops, inverses and softmax of parameters are constants."""
 

@@ -297,6 +297,27 @@ def test_what_is_outside_of_the_target(p, x):
     assert relevance.shape == x.shape
 
 
+@pytest.mark.parametrize("target", [None, lambda value: jax.tree.map(lambda z: 2 * z, value)])
+def test_an_output_that_does_not_depend_on_the_input_is_a_constant(target, p, x):
+    """Its relevance reaches no layer: it is kept at the output itself, and the account closes."""
+
+    def f(p, x):
+        z = x @ p["w"]
+        return z, p["v"], jax.lax.stop_gradient(z), jnp.arange(3)
+
+    relevance, account = relax.ledger(f, rules.Epsilon(0.0), target=target)(p, x)
+    times = 1 if target is None else 2
+    kept = times * (p["v"].sum() + (x @ p["w"]).sum())
+    assert [(entry.path, entry.kind) for entry in account][-1] == ("output", "constant")
+    np.testing.assert_allclose(account[-1].absorbed["constant"], kept)
+    np.testing.assert_allclose(account[-1].into, 0)
+    np.testing.assert_allclose(account.rounding, 0, atol=1e-12)
+    np.testing.assert_allclose(account.received, times * (x @ p["w"]).sum())
+    assert relevance.shape == x.shape
+    _, account = relax.ledger(lambda p, x: x @ p["w"], target=target)(p, x)
+    assert [entry.kind for entry in account] == ["dense"]
+
+
 def test_tokens_auxiliary_outputs_and_rules_of_functions(rng):
     table, w = jnp.asarray(rng.normal(size=(7, 4))), rng.normal(size=(4, 3))
     model = lambda ids: ((table[ids] @ w).sum(0), ids.shape)

@@ -16,6 +16,7 @@ import relax
 from relax import rules, select
 
 ROWS = np.array([1, 1])  # both rows are nodes of the second of two graphs
+SOME = np.arange(8) % 3 > 0  # not masked
 GAIN = np.linspace(-1.0, 2.0, 8).reshape(1, 1, 8)
 SHIFT = np.linspace(0.5, -0.7, 8).reshape(1, 1, 8)
 
@@ -26,6 +27,11 @@ def mean(x, axes=-1):
 
 def var(x, axes=-1):
     return x.var(axes, keepdims=True)
+
+
+def some(x):
+    """The mean of what is not masked."""
+    return x.mean(-1, keepdims=True, where=jnp.broadcast_to(SOME, x.shape))
 
 
 def groups(x):
@@ -68,6 +74,12 @@ FORMS = {
     "batch": lambda x, s: (x - mean(x, (0, 1))) / jnp.sqrt(var(s, (0, 1)) + 1e-5) * GAIN + SHIFT,
     "mean of squares as a product": lambda x, s: (
         x * lax.rsqrt(s**2 @ jnp.ones((8, 1)) / 8 + 1e-6) * GAIN
+    ),
+    "layer norm, masked": lambda x, s: (
+        (x - some(x)) * (lax.rsqrt(some(s * s) - some(s) ** 2 + 1e-5) * GAIN) + SHIFT
+    ),
+    "layer norm, masked, by hand": lambda x, s: (
+        (x - some(x)) / jnp.sqrt(some((s - some(s)) ** 2) + 1e-5) * GAIN + SHIFT
     ),
     "graphs of a batch": lambda x, s: (
         x / jnp.sqrt(jax.ops.segment_sum(s**2, ROWS, 2)[ROWS] + 1e-6) * GAIN

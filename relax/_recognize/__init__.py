@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core.primitives import linear_solve_p
 
 from relax import _jaxpr
-from relax._errors import ArgumentError, message
+from relax._errors import ArgumentError, UnsupportedOperationError, message
 from relax._graph import Equation, Graph, Layer, boundary
 from relax._primitives import (
     LINEAR_IN,
@@ -86,8 +87,32 @@ def find_layers(graph: Graph, facts: Facts) -> list[Layer]:
     layers += find_scale_shift(graph, facts, consumers, claimed)
     layers += _find_single(graph, facts, claimed, layers, made)
     layers.sort(key=lambda layer: layer.closing)
+    _refuse_float8(graph, facts, layers)
     _mark_dead_outputs(layers, consumers)
     return layers
+
+
+def _refuse_float8(graph: Graph, facts: Facts, layers: Sequence[Layer]) -> None:
+    """What carries relevance has that in its own type, where small numbers would be zero."""
+    handed_on = {value for layer in layers for value in layer.outputs}
+    inner = {index for layer in layers for index in layer.owned}
+    for index, equation in enumerate(graph.equations):
+        for value in equation.outputs:
+            hidden = index in inner and value not in handed_on
+            if hidden or not facts.tracked[value] or not graph.is_float(value):
+                continue
+            if jnp.finfo(graph.avals[value].dtype).bits <= 8:
+                name = _jaxpr.short_name(equation.primitive)
+                raise UnsupportedOperationError(
+                    message(
+                        f"cannot propagate relevance through `{name}`, whose output is "
+                        f"{graph.avals[value].dtype}",
+                        where=equation.where,
+                        path=equation.scope,
+                        remedy="Eight bits have no room for it. Explain the same parameters "
+                        "without quantization: in Flax, without dot_general_cls.",
+                    )
+                )
 
 
 def _find_embeddings(

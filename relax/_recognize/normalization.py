@@ -140,8 +140,18 @@ def _is_linear(regions: Regions, index: int, held: Mapping[int, int]) -> bool:
     sums = equation.primitive is lax.reduce_sum_p or equation.primitive in DEVICE_SUMS
     if not moving or index in held or sums or equation.primitive in _LINEAR:
         return True
+    if equation.primitive is lax.select_n_p:
+        return _is_mask(regions, equation)
     divides = equation.primitive is lax.div_p and regions.facts.tracked[equation.inputs[1]]
     return equation.primitive in SCALE and len(moving) == 1 and not divides
+
+
+def _is_mask(regions: Regions, equation: Equation) -> bool:
+    """A select between values and zeros, as in a mean over some of the elements."""
+    which, *cases = equation.inputs
+    facts, chosen = regions.facts, regions.graph.depends[which]  # by the input itself
+    zeros = all(facts.tracked[v] or facts.interval[v] == (0, 0) for v in cases)
+    return equation.primitive is lax.select_n_p and zeros and not chosen
 
 
 def _region_of_sum(regions: Regions, index: int, made: Sequence[int]) -> _Region | None:
@@ -186,7 +196,8 @@ def _with_centering(regions: Regions, root: int, body: list[int], end: int) -> l
     found = regions.behind(before)
     if graph.equations[before].primitive is not lax.sub_p or found is None or len(found[1]) == 1:
         return body
-    known = {a for a in primitives(graph, found[1]) if a not in DEVICE_SUMS}
+    steps = [i for i in found[1] if not _is_mask(regions, graph.equations[i])]
+    known = {a for a in primitives(graph, steps) if a not in DEVICE_SUMS}
     linear = known <= _LINEAR | SCALE | {lax.reduce_sum_p}
     whole = regions.closed(sorted({*found[1], *body}), end)
     return whole if linear and whole is not None else body

@@ -48,8 +48,9 @@ def run(job: Job) -> Summary:
       ...     return x @ params["w"]
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     job = relax.bulk.Job(
-      ...         f=f, params={"w": jnp.eye(3)}, data=np.ones((10, 3), np.float32), target=0,
-      ...         store=pathlib.Path(folder) / "ones.zarr", batch_size=4,
+      ...         f=f, params={"w": jnp.eye(3)}, rules=relax.rules.Epsilon(0.0), target=0,
+      ...         data=np.ones((10, 3), np.float32), batch_size=4,
+      ...         store=pathlib.Path(folder) / "ones.zarr",
       ...     )
       ...     summary = relax.bulk.run(job)
       ...     store = relax.bulk.Store(job.store)
