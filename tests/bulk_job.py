@@ -4,6 +4,7 @@ python tests/bulk_job.py STORE [--processes N --process I --port P] [--slow SECO
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -94,6 +95,7 @@ def main():
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--mesh", action="store_true")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the parameters")
     parser.add_argument("--largest-file", type=int, help="bytes; as if the disk were full")
     given = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={given.devices}"
@@ -109,6 +111,9 @@ def main():
     from relax import bulk
 
     made = over_mesh(given.store, given.slow) if given.mesh else job(given.store, given.slow)
+    if given.scale != 1:
+        scaled = jax.tree.map(lambda a: a * given.scale, made.params)
+        made = dataclasses.replace(made, params=scaled)
     if given.largest_file:
         import resource
 

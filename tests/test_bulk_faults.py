@@ -33,12 +33,12 @@ def start(path, *words):
     )
 
 
-def start_two(path, *words):
+def start_two(path, *words, second=()):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     common = ("--processes", 2, "--port", port, "--devices", 2, *words)
-    return [start(path, "--process", i, *common) for i in range(2)]
+    return [start(path, "--process", 0, *common), start(path, "--process", 1, *common, *second)]
 
 
 def ended(*running, status=0):
@@ -141,6 +141,11 @@ def test_all_processes_are_told_that_the_store_is_of_another_job(tmp_path):
     bulk.run(bulk_job.job(path, batch_size=2))
     texts = ended(*start_two(path), status=1)
     assert all("batch_size: the store has 2, the job 3" in text for text in texts)
+
+
+def test_processes_of_different_parameters_are_refused(tmp_path):
+    texts = ended(*start_two(tmp_path / "odd.zarr", second=("--scale", 2)), status=1)
+    assert all("parameter head/kernel: the store has float32" in text for text in texts)
 
 
 @pytest.mark.slow

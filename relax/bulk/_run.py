@@ -77,6 +77,7 @@ def run(job: Job) -> Summary:
             if "refused" in told:
                 raise StoreError(f"Process 0 has refused: {told['refused']}")
             whole = np.array(told["whole"], bool)
+            _check_alike(files, made_of, team)
         if whole.any():
             log.info("%d of %d chunks are there already", whole.sum(), whole.size)
         todo = np.flatnonzero(~whole)
@@ -87,7 +88,7 @@ def run(job: Job) -> Summary:
             team.fail(error)
             raise
         if team.leads:
-            left = set(todo.tolist())
+            left = todo.tolist()
             team.wait(lambda: _all_there(files, left))
             files.finish()
         else:
@@ -119,8 +120,22 @@ def _open(files: Files, made_of: dict[str, Any]) -> tuple[Any, np.ndarray]:
         raise
 
 
-def _all_there(files: Files, left: set[int]) -> bool:
-    left -= {chunk for chunk in left if files.record(chunk) is not None}
+def _check_alike(files: Files, made_of: dict[str, Any], team: Team) -> None:
+    """That the job of this process is that of process 0, whose store it is."""
+    manifest = _manifest.read_manifest(files.path)
+    try:
+        if manifest is None:
+            raise StoreError(f"{files.path} is not seen by process {team.index}.")
+        _manifest.refuse_another(files.path, manifest, files, made_of)
+    except StoreError as error:
+        team.fail(error)
+        raise
+
+
+def _all_there(files: Files, left: list[int]) -> bool:
+    """Whether nothing is left; what is there is taken off the list, so that it is read once."""
+    while left and files.record(left[-1]) is not None:
+        left.pop()
     return not left
 
 
