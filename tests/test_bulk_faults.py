@@ -77,7 +77,7 @@ def test_killed_again_and_again(tmp_path, undisturbed):
     """At any moment: chunks that are finished stay, the rest comes in the next run."""
     path = tmp_path / "killed.zarr"
     for chunks in (1, 3, 6):
-        running = start(path, "--slow", 0.05)
+        running = start(path, "--slow", 0.15)
         wait_for(path, chunks, running)
         running.send_signal(signal.SIGKILL)
         running.communicate()
@@ -118,7 +118,7 @@ def test_two_processes_and_one_of_them_killed(tmp_path, undisturbed):
 
 def test_two_processes_go_on_with_what_one_has_begun(tmp_path, undisturbed):
     path = tmp_path / "one.zarr"
-    running = start(path, "--slow", 0.05)
+    running = start(path, "--slow", 0.15)
     wait_for(path, 3, running)
     running.send_signal(signal.SIGKILL)
     running.communicate()
