@@ -187,7 +187,7 @@ def other_data():
         ({"params": other_parameters()}, "parameter head/kernel"),
         ({"rules": rules.Gamma(0.5)}, r"rule head: the store has dense: Gamma\(0.25"),
         ({"rules": rules.Epsilon()}, "rule hidden"),
-        ({"data": other_data()}, "data: the store has"),
+        ({"data": other_data()}, "data sample 0: the store has"),
         ({"data": ROWS[:50]}, "samples: the store has 60, the job 50"),
         ({"f": lambda p, x: network(p, x) * 1.0001}, "program: the store has"),
         ({"target": 1}, "target: the store has 'max', the job 1"),
@@ -261,6 +261,82 @@ def test_a_full_disk(tmp_path):
     assert not bulk.Store(path).finished
     assert "60 of them explained now" in program(path)
     assert content(path) == whole
+
+
+@pytest.mark.parametrize("key", ["explained", "bad", "chunk"])
+def test_a_record_that_was_changed_is_made_again(copy, whole, key):
+    file = copy / ".relax" / "chunks" / "00000002.json"
+    record = json.loads(file.read_text())
+    record[key] = {"explained": record["explained"] + 1000, "bad": [[13, "mine"]]}.get(key, 3)
+    file.write_text(json.dumps(record))
+    assert not bulk.Store(copy).as_finished
+    assert bulk.run(job(copy)).computed == CHUNK
+    assert content(copy) == content(whole)
+    assert bulk.Store(copy).as_finished
+
+
+def test_targets_that_are_none_of_the_outputs(tmp_path):
+    """They are bad samples; -1 is the last output, as in relax.lrp."""
+    rows = np.nan_to_num(ROWS)[:6]
+    targets = [0, 9, -1, -5, 2**40, 3]
+    bulk.run(job(tmp_path / "s.zarr", data=list(zip(rows, targets, strict=True)), target="data"))
+    store = bulk.Store(tmp_path / "s.zarr")
+    none = "its target is none of the outputs"
+    out = "cannot be read: ValueError: its target is 1099511627776"
+    assert store.bad == [(1, none), (3, none), (4, out)]
+    got = np.asarray(store["relevance"])
+    good = [0, 2, 5]
+    want = explained(rows[good], target=np.array([0, 3, 3]))
+    np.testing.assert_allclose(got[good], want, rtol=1e-5, atol=1e-6)
+    assert np.isnan(got[[1, 3, 4]]).all()
+    with pytest.raises(ArgumentError, match="32 bits"):
+        bulk.run(job(tmp_path / "t.zarr", data=rows, target=np.full(6, 2**40)))
+
+
+def test_a_sample_is_what_most_of_the_first_ones_are(tmp_path):
+    rows = list(np.nan_to_num(ROWS)[:9])
+    rows[0] = rows[0][:, None]
+    bulk.run(job(tmp_path / "s.zarr", data=rows))
+    bad = bulk.Store(tmp_path / "s.zarr").bad
+    assert bad == [(0, "has another structure, shape or dtype: float32[6, 1]")]
+
+
+def test_what_a_disk_gives_at_the_second_time(tmp_path, whole):
+    """A sample is asked for again; one that stays out of reach does not make the data others."""
+
+    class Shaky(bulk_job.Data):
+        def __init__(self, index, failures):
+            super().__init__()
+            self.index, self.failures = index, failures
+
+        def __getitem__(self, index):
+            if index == self.index and self.failures:
+                self.failures -= 1
+                raise TimeoutError("try again")
+            return super().__getitem__(index)
+
+    bulk.run(job(tmp_path / "s.zarr", data=Shaky(20, 2)))
+    assert content(tmp_path / "s.zarr") == content(whole)
+    bulk.run(job(tmp_path / "t.zarr", data=Shaky(SAMPLES // 4, 10**6)))  # one of those compared
+    assert bulk.run(job(tmp_path / "t.zarr")).computed == 0
+
+
+def test_arrays_whose_names_nest(tmp_path):
+    """A layer in a layer: an array is a folder, and no other can be in it."""
+    params = {"a": {"kernel": jnp.eye(6), "b": {"kernel": jnp.eye(6)}}}
+    f = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"]) @ p["a"]["b"]["kernel"]
+    path = tmp_path / "s.zarr"
+    bulk.run(job(path, f=f, params=params, data=ROWS[:6], keep={"kept": bulk.Absorbed()}))
+    names = bulk.Store(path).names
+    assert "kept/a/self" in names
+    assert "kept/a/b" in names
+
+
+def test_an_array_that_cannot_be_opened(copy):
+    (copy / "relevance" / "zarr.json").write_text("{")
+    for use in (lambda: bulk.run(job(copy)), lambda: bulk.Store(copy)["relevance"]):
+        with pytest.raises(StoreError, match="'relevance' cannot be opened"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -445,6 +521,9 @@ def test_tokens_are_explained(tmp_path):
     [
         ({"f": 3}, ArgumentError, r"Job\(f=3\)"),
         ({"batch_size": 0}, ArgumentError, "batch_size"),
+        ({"store": "gs://bucket/s.zarr"}, ArgumentError, "mount the bucket"),
+        ({"keep": {"zarr.json": bulk.Relevance()}}, ArgumentError, "no name of an array"),
+        ({"keep": {"a": lambda e: e.relevance + 1j}}, ArgumentError, "cannot be stored"),
         ({"samples_per_chunk": 4}, ArgumentError, "multiple of batch_size=3"),
         ({"data": iter([1])}, ArgumentError, "an iterator cannot be resumed"),
         ({"data": []}, ArgumentError, "0 samples"),
@@ -468,7 +547,7 @@ def test_tokens_are_explained(tmp_path):
 )
 def test_a_job_that_is_wrong_writes_nothing(tmp_path, changes, error, named):
     with pytest.raises(error, match=named):
-        bulk.run(job(tmp_path / "s.zarr", **changes))
+        bulk.run(job(**({"store": tmp_path / "s.zarr"} | changes)))
     assert not (tmp_path / "s.zarr").exists()
 
 

@@ -149,6 +149,21 @@ def test_processes_of_different_parameters_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_that_do_not_share_the_folder(tmp_path):
+    """The second looks for a minute for what the first has written."""
+    one, two = tmp_path / "one.zarr", tmp_path / "two.zarr"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ("--processes", 2, "--port", port)
+    both = [start(one, "--process", 0, *words), start(two, "--process", 1, *words)]
+    text = both[1].communicate(timeout=300)[0]
+    both[0].communicate(timeout=300)
+    assert both[0].returncode != 0
+    assert "is not the folder of process 0" in text
+
+
+@pytest.mark.slow
 def test_a_mesh_over_two_processes(tmp_path, undisturbed):
     """The hidden layer is split over devices, so it rounds otherwise; killed, and run again."""
     path, again = tmp_path / "mesh.zarr", tmp_path / "again.zarr"

@@ -31,6 +31,15 @@ def test_a_line_a_minute(clock, caplog):
     assert watch.done == 260
 
 
+def test_nothing_done_yet(clock, caplog):
+    """The first call may compile for long, and its samples be those of another process."""
+    caplog.set_level(logging.INFO, "relax.bulk")
+    with Watch(8, leads=True) as watch:
+        clock[0] += 61
+        watch.add(0)
+    assert "0 of 8 samples, 0.0 a second" in caplog.text
+
+
 def test_other_processes_are_quiet(clock, caplog, capsys):
     caplog.set_level(logging.INFO, "relax.bulk")
     with Watch(4, leads=False) as watch:

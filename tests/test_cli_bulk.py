@@ -78,6 +78,8 @@ def test_a_store_that_is_not_finished_or_damaged(file, tmp_path):
     call("run", file)
     (tmp_path / "s.zarr" / ".relax" / "chunks" / "00000002.json").unlink()
     (tmp_path / "s.zarr" / ".relax" / "finished.json").unlink()
+    refused = call("show", tmp_path / "s.zarr", "--sample", 18, status=2)
+    assert "has not been computed yet" in refused
     shown = call("show", tmp_path / "s.zarr", "--verify")
     assert "not finished: run its job again" in shown
     assert "missing or damaged: 2" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from relax.bulk._fingerprint import array_digest
 from relax.bulk._step import blank, is_name
 
 FORMAT = 1
+DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16"
 _OWN = ".relax"
 _FINISHED = "finished.json"
 _CHUNKS = "chunks"
@@ -98,7 +100,12 @@ class Files:
                     "fill_value": _fill(array.dtype),
                 },
             }
-            self._opened[name] = tensorstore.open(spec, open=True, create=self._make).result()
+            try:
+                self._opened[name] = tensorstore.open(spec, open=True, create=self._make).result()
+            except ValueError as error:
+                raise StoreError(
+                    f"{self.path}: array {name!r} cannot be opened: {' '.join(str(error).split())}"
+                ) from error
         return self._opened[name]
 
     def make_group(self) -> None:
@@ -120,10 +127,14 @@ class Files:
         """The rows of a chunk, and then, once they are there, its record."""
         rows = self.rows(chunk)
         writes = [self.opened(name)[rows].write(value) for name, value in values.items()]
-        for write in writes:
-            write.result()
         digests = {name: array_digest(value) for name, value in sorted(values.items())}
-        write_whole(self._record(chunk), {"chunk": chunk, "digests": digests, **record})
+        try:
+            for write in writes:
+                write.result()
+        except ValueError as error:  # TensorStore's, of a full disk as of anything else
+            raise OSError(" ".join(str(error).split())) from error
+        content = {"chunk": chunk, "digests": digests, **record}
+        write_whole(self._record(chunk), {**content, "own": _own_digest(content)})
 
     def read(self, name: str, chunk: int) -> np.ndarray:
         return np.asarray(self.opened(name)[self.rows(chunk)].read().result())
@@ -138,10 +149,13 @@ class Files:
             bad = [(int(index), str(reason)) for index, reason in found["bad"]]
             digests = {str(k): str(v) for k, v in found["digests"].items()}
             sums = float(found["explained"]), float(found["received"])
+            content = {key: value for key, value in found.items() if key != "own"}
+            if found["chunk"] != chunk or found["own"] != _own_digest(content):
+                return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         rows = self.rows(chunk)
-        if found["chunk"] != chunk or any(not rows.start <= i < rows.stop for i, _ in bad):
+        if any(not rows.start <= i < rows.stop for i, _ in bad):
             return None
         return Record(digests, bad, *sums)
 
@@ -193,6 +207,20 @@ class Files:
     def finished(self) -> bool:
         return (own(self.path) / _FINISHED).is_file()
 
+    @property
+    def as_finished(self) -> bool:
+        """Whether all is what it was when the store was finished, as far as the records tell."""
+        try:
+            found = json.loads((own(self.path) / _FINISHED).read_text())
+            return found["digest"] == self.digest()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True).encode()
+    return array_digest(np.frombuffer(text, np.uint8))
+
 
 def own(path: Path) -> Path:
     """The folder of what is no array."""
@@ -219,7 +247,7 @@ def _fill(dtype: str) -> Any:
 def write_whole(path: Path, content: Any) -> None:
     """A file of JSON which is there whole or not at all, whatever happens."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{_TEMPORARY}{os.getpid()}")
+    temporary = path.with_name(f"{path.name}{_TEMPORARY}{uuid.uuid4().hex[:12]}")
     try:
         with temporary.open("w") as file:
             json.dump(content, file, indent=1)

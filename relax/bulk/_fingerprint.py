@@ -53,9 +53,11 @@ def _everywhere(leaf: Any) -> Any:
 def _mixed(a: jax.Array) -> jax.Array:
     """Four sums of 32 bits."""
     words = _words(a)
-    place = lax.iota(jnp.uint32, words.size) if words.size else jnp.zeros(0, jnp.uint32)
-    flat = words.reshape(-1)
-    sums = [_scrambled(flat ^ _scrambled(place + jnp.uint32(seed))).sum() for seed in _SEEDS]
+    place = jnp.zeros(words.shape, jnp.uint32)  # without a reshape, which would gather the shards
+    for axis, size in enumerate(words.shape):
+        own = lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place = place * jnp.uint32(size % 2**32) + own
+    sums = [_scrambled(words ^ _scrambled(place + jnp.uint32(seed))).sum() for seed in _SEEDS]
     return jnp.stack(sums).astype(jnp.uint32)
 
 
@@ -114,22 +116,26 @@ def explained_by(method: Any) -> str:
     return _OBJECT.sub("", text)
 
 
-def data(samples: Any) -> str:
-    """Of what some samples hold, spread evenly over all."""
-    count = samples.count
-    digest = hashlib.sha256()
+def data(samples: Any) -> dict[str, str]:
+    """Of what some samples hold, spread evenly over all; those that cannot be read are left out."""
+    count, found = samples.count, {}
     for number in sorted({count * i // _PROBED for i in range(_PROBED)} | {count - 1}):
-        leaves, target, status, _ = samples.read(number)
-        digest.update(f"{number} {status} {target}".encode())
-        for leaf in leaves or ():
+        leaves, target, _, _ = samples.read(number)
+        if leaves is None:
+            continue
+        digest = hashlib.sha256(str(target).encode())
+        for leaf in leaves:
             digest.update(str(leaf.dtype).encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+        found[f"sample {number}"] = digest.hexdigest()
+    return found
 
 
 def targets(target: Any) -> str:
     """What is explained, in words."""
-    if target is None or isinstance(target, int | str):
+    if target is None or isinstance(target, str):
         return repr(target)
+    if isinstance(target, int | np.integer):
+        return repr(int(target))
     if hasattr(target, "__len__"):
         return f"of each sample, {_digest(np.asarray(target).tobytes())}"
     raise ArgumentError(
@@ -140,7 +146,9 @@ def targets(target: Any) -> str:
 
 def array_digest(rows: np.ndarray) -> str:
     """Of rows as they are stored."""
-    return _digest(str((rows.dtype, rows.shape)).encode() + np.ascontiguousarray(rows).tobytes())
+    digest = hashlib.sha256(str((rows.dtype, rows.shape)).encode())
+    digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)  # no copy
+    return digest.hexdigest()
 
 
 def _digest(content: bytes) -> str:

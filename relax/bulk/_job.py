@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import relax
 from relax._errors import ArgumentError
 from relax._numerics import is_count
 from relax.bulk import _fingerprint, _step
-from relax.bulk._files import Array
+from relax.bulk._files import DTYPES, Array
 from relax.bulk._keep import Relevance
 from relax.bulk._samples import Samples
 from relax.rules import Epsilon
@@ -110,6 +111,9 @@ class Prepared:
         )
         kept, _ = jax.eval_shape(self.step, *self.shapes)
         self.arrays = {n: Array(tuple(a.shape[1:]), str(a.dtype)) for n, a in kept.items()}
+        odd = [f"{n} ({a.dtype})" for n, a in self.arrays.items() if a.dtype not in DTYPES]
+        if odd:
+            raise ArgumentError(f"keep: {', '.join(odd)} cannot be stored; known: {DTYPES}.")
         self.chunk = self._chunk()
 
     def _chunk(self) -> int:
@@ -130,7 +134,8 @@ class Prepared:
         device = jax.devices()[0]
         return {
             "relax": relax.__version__,
-            "jax": jax.__version__,
+            "jax": f"{jax.__version__}, jaxlib {version('jaxlib')}",
+            "XLA_FLAGS": _without_devices(os.environ.get("XLA_FLAGS", "")),
             "device": f"{device.platform}, {device.device_kind}",
             "batch_size": job.batch_size,
             "mesh": "" if job.mesh is None else str(dict(job.mesh.shape)),
@@ -148,7 +153,16 @@ class Prepared:
         }
 
 
+def _without_devices(flags: str) -> str:
+    """Flags of XLA without the number of a CPU's devices, of which the bits do not depend."""
+    return " ".join(f for f in flags.split() if "host_platform_device_count" not in f)
+
+
 def _check(job: Job) -> None:
+    if "://" in os.fspath(job.store):
+        raise ArgumentError(
+            f"Job(store={job.store!r}): expected a folder of a file system; mount the bucket."
+        )
     if not callable(job.f):
         raise ArgumentError(f"Job(f={job.f!r}): expected a function, f(params, x).")
     for name in ("batch_size", "threads"):

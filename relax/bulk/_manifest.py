@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from relax._errors import StoreError
-from relax.bulk._files import FORMAT, Array, Files, own, within, write_whole
+from relax.bulk._files import DTYPES, FORMAT, Array, Files, own, within, write_whole
 from relax.bulk._fingerprint import differences
 
 _MANIFEST = "manifest.json"
-_DTYPES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 bfloat16"
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -45,7 +44,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         raise StoreError(f"{file} is damaged: {type(error).__name__}: {error}.") from error
     for name, array in arrays.items():
         within(path, name)
-        if array.dtype not in _DTYPES.split() or min(array.shape, default=1) < 0:
+        if array.dtype not in DTYPES.split() or min(array.shape, default=1) < 0:
             raise StoreError(f"{file} is damaged: array {name!r} is {array.dtype}{array.shape}.")
     if samples < 1 or chunk < 1:
         raise StoreError(f"{file} is damaged: {samples} samples in chunks of {chunk}.")
@@ -83,7 +82,12 @@ def refuse_another(path: Path, manifest: Mapping[str, Any], new: Files, made_of:
         manifest["arrays"],
         manifest["made_of"],
     )
-    found = list(differences(old, facts(new.samples, new.chunk, new.arrays, made_of)))
+    wanted = facts(new.samples, new.chunk, new.arrays, made_of)
+    if isinstance(old.get("data"), Mapping):  # a sample may have been out of reach, then or now
+        both = old["data"].keys() & wanted["data"].keys()
+        for one in (old, wanted):
+            one["data"] = {name: one["data"][name] for name in both}
+    found = list(differences(old, wanted))
     if not found:
         return
     shown = "\n  ".join(re.sub(r"[0-9a-f]{64}", lambda m: m[0][:12], line) for line in found[:8])

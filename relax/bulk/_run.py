@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,7 +22,9 @@ from relax.bulk._team import Team
 from relax.bulk._watch import Summary, Watch, log
 
 _IN_FLIGHT = 2  # calls that wait for their device while the next ones are prepared
-_WRITES = 4  # chunks that wait for the disk
+_WRITES = 8  # chunks that wait for the disk
+_WRITERS = min(8, max(2, os.cpu_count() or 2))
+_LOOK_EVERY = 10.0  # seconds, whether another process has failed
 
 
 def run(job: Job) -> Summary:
@@ -59,9 +63,26 @@ def run(job: Job) -> Summary:
     """
     prepared = Prepared(job)
     team = Team(prepared.path)
-    machine = local(prepared) if job.mesh is None else over_mesh(prepared, job.mesh)
-    made_of = prepared.made_of()
     files = Files(prepared.path, prepared.samples.count, prepared.chunk, prepared.arrays, True)
+    try:
+        watch = _run(prepared, files, team)
+    except OSError as error:
+        team.fail(error)
+        raise StoreError(
+            f"{files.path} cannot be written: {error}.\n"
+            "  What is finished is safe. Make room, and run the job again."
+        ) from error
+    except BaseException as error:
+        team.fail(error)
+        raise
+    return _summary(files, watch)
+
+
+def _run(prepared: Prepared, files: Files, team: Team) -> Watch:
+    """All of a run, under the lock of the store."""
+    mesh = prepared.job.mesh
+    machine = local(prepared) if mesh is None else over_mesh(prepared, mesh)
+    made_of = prepared.made_of()
     held = None
     try:
         if team.leads:
@@ -82,23 +103,17 @@ def run(job: Job) -> Summary:
             log.info("%d of %d chunks are there already", whole.sum(), whole.size)
         todo = np.flatnonzero(~whole)
         mine = todo if machine.everywhere else todo[team.index :: team.count]
-        try:
-            watch = _Loop(prepared, files, machine, team).run([int(c) for c in mine])
-        except BaseException as error:
-            team.fail(error)
-            raise
+        watch = _Loop(prepared, files, machine, team).run([int(c) for c in mine])
         if team.leads:
             left = todo.tolist()
             team.wait(lambda: _all_there(files, left))
             files.finish()
         else:
             team.wait(lambda: files.finished)
-    except OSError as error:
-        raise StoreError(_cannot_write(files, error)) from error
     finally:
         if held is not None:
             held.release()
-    return _summary(files, watch)
+    return watch
 
 
 def _open(files: Files, made_of: dict[str, Any]) -> tuple[Any, np.ndarray]:
@@ -123,13 +138,9 @@ def _open(files: Files, made_of: dict[str, Any]) -> tuple[Any, np.ndarray]:
 def _check_alike(files: Files, made_of: dict[str, Any], team: Team) -> None:
     """That the job of this process is that of process 0, whose store it is."""
     manifest = _manifest.read_manifest(files.path)
-    try:
-        if manifest is None:
-            raise StoreError(f"{files.path} is not seen by process {team.index}.")
-        _manifest.refuse_another(files.path, manifest, files, made_of)
-    except StoreError as error:
-        team.fail(error)
-        raise
+    if manifest is None:
+        raise StoreError(f"{files.path} is not seen by process {team.index}.")
+    _manifest.refuse_another(files.path, manifest, files, made_of)
 
 
 def _all_there(files: Files, left: list[int]) -> bool:
@@ -137,13 +148,6 @@ def _all_there(files: Files, left: list[int]) -> bool:
     while left and files.record(left[-1]) is not None:
         left.pop()
     return not left
-
-
-def _cannot_write(files: Files, error: Exception) -> str:
-    return (
-        f"{files.path} cannot be written: {error}.\n"
-        "  What is finished is safe. Make room, and run the job again."
-    )
 
 
 class _Loop:
@@ -163,12 +167,16 @@ class _Loop:
         needed = [starts[place] for starts in calls for place in machine.mine]
         ahead = max(prepared.job.threads, 4 * len(machine.mine))
         read = prepared.samples.batches(needed, prepared.job.threads, ahead)
+        looked = time.monotonic()
         flying: collections.deque[tuple[list[int], dict[int, Batch], Any]] = collections.deque()
-        with Watch(total, self._team.leads) as watch, ThreadPoolExecutor(2) as pool:
+        with Watch(total, self._team.leads) as watch, ThreadPoolExecutor(_WRITERS) as pool:
             try:
                 for starts in calls:
                     batches = {place: next(read) for place in machine.mine}
                     results = machine.call(machine.params, *machine.put(batches))
+                    if time.monotonic() - looked > _LOOK_EVERY:
+                        looked = time.monotonic()
+                        self._team.check()
                     flying.append((starts, batches, results))
                     if len(flying) > _IN_FLIGHT:
                         watch.add(self._land(flying.popleft(), pool))
@@ -176,10 +184,6 @@ class _Loop:
                     watch.add(self._land(flying.popleft(), pool))
                 while self._writes:
                     self._writes.popleft().result()
-            except ValueError as error:  # what TensorStore raises
-                if "tensorstore" in str(error).lower() or "Error writing" in str(error):
-                    raise StoreError(_cannot_write(self._files, error)) from error
-                raise
             finally:
                 for write in self._writes:
                     write.cancel()

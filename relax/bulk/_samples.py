@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from relax._errors import ArgumentError
 
-GOOD, UNREADABLE, OTHER_SHAPE, NOT_FINITE, NOT_FINITE_RELEVANCE, ABSENT = range(6)
+GOOD, UNREADABLE, OTHER_SHAPE, NOT_FINITE, NOT_FINITE_RELEVANCE, BAD_TARGET, ABSENT = range(7)
+_VOTES = 5  # samples that are asked what a sample is like
+_TRIES, _WAIT = 3, 0.05  # of a sample; seconds before the second, four times as long each time
 REASONS = {
     UNREADABLE: "cannot be read",
     OTHER_SHAPE: "has another structure, shape or dtype",
     NOT_FINITE: "is not finite",
     NOT_FINITE_RELEVANCE: "its relevance is not finite",
+    BAD_TARGET: "its target is none of the outputs",
 }
 
 
@@ -60,22 +66,32 @@ class Samples:
                     f"{self.targets.dtype}; expected one integer for each of the {self.count} "
                     "samples."
                 )
+            if self.count and np.abs(self.targets.astype(np.float64)).max() >= 2**31:
+                raise ArgumentError("Job(target=...): a target does not fit into 32 bits.")
         if not 0 < self.count < 2**48:
             raise ArgumentError(f"Job(data=...): {self.count} samples; expected one or more.")
         self.first, self.treedef = self._first()
 
     def _first(self) -> tuple[list[np.ndarray], Any]:
-        """The first sample that can be read: what the others are to be like."""
-        reason = ""
+        """What a sample is like: as most of the first ones that can be read."""
+        reason, found, votes = "", {}, collections.Counter[Any]()
         for index in range(min(self.count, 100)):
             try:
                 x, _ = self._read(index)
                 leaves, treedef = jax.tree.flatten(x)
-                if leaves:
-                    return [np.asarray(leaf) for leaf in leaves], treedef
+                arrays = [np.asarray(leaf) for leaf in leaves]
                 reason = "it holds no array"
             except Exception as error:  # a user's source may raise anything
                 reason = _words(error)
+                continue
+            if arrays:
+                kind = (treedef, *map(_kind, arrays))
+                found.setdefault(kind, (arrays, treedef))
+                votes[kind] += 1
+            if votes.total() == _VOTES:
+                break
+        if votes:
+            return found[votes.most_common(1)[0][0]]
         raise ArgumentError(
             f"Job(data=...): none of the first {min(self.count, 100)} samples can be read; "
             f"the last: {reason}."
@@ -94,10 +110,19 @@ class Samples:
             return item[0], _integer(item[1])
         return item, 0 if self.targets is None else int(self.targets[index])
 
+    def _retried(self, index: int) -> tuple[Any, int]:
+        """What a network or a disk does not give at once, it may give a moment later."""
+        for attempt in range(_TRIES - 1):
+            try:
+                return self._read(index)
+            except OSError:
+                time.sleep(_WAIT * 4**attempt)
+        return self._read(index)
+
     def read(self, index: int) -> tuple[list[np.ndarray] | None, int, int, str]:
         """Leaves of a sample, its target, what it is, and why if it is not good."""
         try:
-            x, target = self._read(index)
+            x, target = self._retried(index)
             leaves, treedef = jax.tree.flatten(x)
             leaves = [np.asarray(leaf) for leaf in leaves]
         except Exception as error:  # a user's source may raise anything
@@ -105,7 +130,7 @@ class Samples:
         if treedef != self.treedef or [_kind(a) for a in leaves] != [_kind(a) for a in self.first]:
             what = ", ".join(_kind(a) for a in leaves)
             return None, 0, OTHER_SHAPE, f"{REASONS[OTHER_SHAPE]}: {what}"
-        if any(a.dtype.kind in "fc" and not np.isfinite(a).all() for a in leaves):
+        if any(not _is_finite(a) for a in leaves):
             return None, 0, NOT_FINITE, REASONS[NOT_FINITE]
         return leaves, target, GOOD, ""
 
@@ -158,7 +183,13 @@ def _integer(target: Any) -> int:
     number = np.asarray(target)
     if number.shape or number.dtype.kind not in "iu":
         raise ValueError(f"its target is no integer, but {target!r}")
+    if abs(int(number)) >= 2**31:
+        raise ValueError(f"its target is {target!r}")
     return int(number)
+
+
+def _is_finite(a: np.ndarray) -> bool:
+    return not jnp.issubdtype(a.dtype, jnp.inexact) or bool(np.isfinite(a).all())
 
 
 def _kind(a: np.ndarray) -> str:

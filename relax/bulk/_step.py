@@ -16,7 +16,7 @@ from relax._errors import ArgumentError
 from relax._paths import path_name
 from relax.account import ledger
 from relax.bulk._keep import Explained, computed, wanted
-from relax.bulk._samples import GOOD, NOT_FINITE_RELEVANCE
+from relax.bulk._samples import ABSENT, BAD_TARGET, GOOD, NOT_FINITE_RELEVANCE
 from relax.transform import value_and_lrp
 
 # A name of an array becomes a folder of the store.
@@ -27,7 +27,8 @@ Step = Callable[[Any, Any, Any, jax.Array], tuple[dict[str, jax.Array], dict[str
 
 def is_name(name: str) -> bool:
     """Whether an array may be called so: no way leads out of the store."""
-    return _NAME.fullmatch(name) is not None and ".." not in name
+    parts = name.split("/")
+    return _NAME.fullmatch(name) is not None and ".." not in name and "zarr.json" not in parts
 
 
 def make(f: Any, rules: Any, method: Any, target: Any, keep: Mapping[str, Any], dtype: Any) -> Step:
@@ -59,12 +60,16 @@ def make(f: Any, rules: Any, method: Any, target: Any, keep: Mapping[str, Any], 
             x = jax.tree.map(lambda a: a.astype(dtype) if _is_float(a) else a, x)
         explained = explain(params, x, chosen)
         samples = status.shape[0]
-        kept = {}
+        kept: dict[str, jax.Array] = {}
         for name, kind in keep.items():
             kept.update(_named(name, computed(kind, explained), samples))
+        kept = _unnested(kept)
         masks = [_finite(a) for a in (*kept.values(), *jax.tree.leaves(explained.relevance))]
         finite = jnp.stack(masks).all(0)
         status = jnp.where((status == GOOD) & ~finite, NOT_FINITE_RELEVANCE, status)
+        if of_each:
+            inside = _inside(explained.value, chosen)
+            status = jnp.where(~inside & (status != ABSENT), BAD_TARGET, status)
         good = status == GOOD
         kept = {name: _blanked(a, good) for name, a in kept.items()}
         seeds = _target.seeds(chosen if of_each else target, explained.value)
@@ -114,6 +119,18 @@ def _named(name: str, kept: Any, samples: int) -> dict[str, jax.Array]:
             raise ArgumentError(f"keep: {path!r} is no name of an array. Use letters and digits.")
         named[path] = leaf
     return named
+
+
+def _unnested(kept: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """An array is a folder, in which no other can be: one that has others below it is ``/self``."""
+    inner = {name for name in kept if any(other.startswith(f"{name}/") for other in kept)}
+    return {f"{name}/self" if name in inner else name: a for name, a in kept.items()}
+
+
+def _inside(value: Any, chosen: jax.Array) -> jax.Array:
+    """For each sample whether its target is one of the outputs."""
+    counts = [leaf.shape[-1] for leaf in jax.tree.leaves(value)]
+    return (chosen >= -min(counts)) & (chosen < min(counts))
 
 
 def _is_float(a: Any) -> bool:

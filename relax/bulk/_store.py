@@ -29,7 +29,7 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         manifest = read_manifest(self.path)
         if manifest is None:
             raise StoreError(f"{self.path} is no store of relax.")
@@ -55,6 +55,15 @@ class Store:
     def damaged(self) -> list[int]:
         """Numbers of the chunks that are not there or not what was written; reads all of them."""
         return [c for c in range(self._files.chunks) if not self._files.is_whole(c)]
+
+    def is_there(self, sample: int) -> bool:
+        """Whether a sample has been computed."""
+        return self._files.record(sample // self._files.chunk) is not None
+
+    @property
+    def as_finished(self) -> bool:
+        """Whether the records are those that the store was finished with."""
+        return self._files.as_finished
 
     def sums(self) -> tuple[float, float]:
         """Over all samples: the value that was explained, and the relevance that arrived."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -14,8 +15,10 @@ import numpy as np
 
 from relax._errors import StoreError
 from relax.bulk._files import own, write_whole
+from relax.bulk._manifest import read_manifest
+from relax.bulk._watch import log
 
-_POLL = 0.1  # seconds
+_POLL, _LINE_EVERY, _SHARED = 0.1, 60.0, 60.0  # seconds
 
 
 class Team:
@@ -26,19 +29,38 @@ class Team:
 
     Args:
       path: the folder of the store.
+
+    Raises:
+      StoreError: the folder is of something else, or is not seen by all processes.
     """
 
     def __init__(self, path: Path):
         self.index, self.count = jax.process_index(), jax.process_count()
         self._folder = own(path) / "runs"
         self._run = "alone"
+        refused: StoreError | None = None
+        if self.leads:
+            try:
+                read_manifest(path)
+            except StoreError as error:
+                refused = error
         if self.count > 1:
             from jax.experimental import multihost_utils
 
-            token = np.frombuffer(os.urandom(8), np.uint32)
-            self._run = "".join(
-                f"{n:08x}" for n in np.asarray(multihost_utils.broadcast_one_to_all(token))
-            )
+            token = np.array([refused is not None, *np.frombuffer(os.urandom(8), np.uint32)])
+            told = np.asarray(multihost_utils.broadcast_one_to_all(token.astype(np.uint32)))
+            self._run = "".join(f"{n:08x}" for n in told[1:])
+            if told[0] and refused is None:
+                raise StoreError(f"Process 0 has refused {path}: see what it says.")
+        if refused is not None:
+            raise refused
+        self.tell("here", True)
+        self.wait(
+            lambda: self.count == 1 or self._file("here").is_file(),
+            _SHARED,
+            f"{path} of process {self.index} is not the folder of process 0: a store must be on a "
+            "file system that all processes share.",
+        )
 
     @property
     def leads(self) -> bool:
@@ -47,7 +69,7 @@ class Team:
 
     def tell(self, what: str, content: Any) -> None:
         """From the leading process to the others."""
-        if self.count > 1:
+        if self.count > 1 and self.leads:
             write_whole(self._file(what), content)
 
     def hear(self, what: str) -> Any:
@@ -62,19 +84,33 @@ class Team:
     def fail(self, error: BaseException) -> None:
         """Lets the others know, so that they do not wait."""
         if self.count > 1:
-            write_whole(self._file("failed"), f"process {self.index}: {error}")
+            with contextlib.suppress(OSError):  # of a full disk: jax.distributed ends the others
+                write_whole(self._file("failed"), f"process {self.index}: {error}")
 
-    def wait(self, until: Callable[[], bool]) -> None:
-        """Until something is so.
+    def wait(
+        self, until: Callable[[], bool], seconds: float | None = None, otherwise: str = ""
+    ) -> None:
+        """Until something is so; a line a minute says that it is waited for.
 
         Raises:
-          StoreError: another process has failed.
+          StoreError: another process has failed; ``otherwise``, if that takes so many seconds.
         """
+        start = line = time.monotonic()
         while not until():
-            failed = self._file("failed")
-            if self.count > 1 and failed.is_file():
-                raise StoreError(f"The run was given up by {json.loads(failed.read_text())}")
+            self.check()
             time.sleep(_POLL)
+            now = time.monotonic()
+            if seconds is not None and now - start > seconds:
+                raise StoreError(otherwise)
+            if now - line >= _LINE_EVERY:
+                line = now
+                log.info("process %d waits for the others, %.0f s", self.index, now - start)
+
+    def check(self) -> None:
+        """Raises a StoreError if another process has failed."""
+        failed = self._file("failed")
+        if self.count > 1 and failed.is_file():
+            raise StoreError(f"The run was given up by {json.loads(failed.read_text())}")
 
     def leave(self) -> None:
         """The leading process takes away what was told in earlier runs."""

@@ -98,7 +98,7 @@ class Watch:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:.1f}/s")
         elif self._leads and now - self._line >= _LINE_EVERY:
             self._line = now
-            left = (self.total - self.done) / rate
+            left = (self.total - self.done) / max(rate, 1e-9)
             log.info(
                 "%d of %d samples, %.1f a second, %.0f s left", self.done, self.total, rate, left
             )

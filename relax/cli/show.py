@@ -40,6 +40,8 @@ def _command(
             raise InputError(f"--sample {index}: the store has {opened.samples}, from 0 on")
         if index in reasons:
             raise InputError(f"--sample {index}: {reasons[index]}")
+        if not opened.is_there(index):
+            raise InputError(f"--sample {index} has not been computed yet: run its job again")
         rows.append(np.asarray(opened[array][index], np.float64))
     if output is None:
         for index, row in zip(samples, rows, strict=True):
@@ -70,6 +72,8 @@ def described(opened: Any, verify: bool) -> str:
             lines.append(f"{key}: {made_of[key]}")
     if made_of.get("rule"):
         lines += ["rules:", *(f"  {layer}: {rule}" for layer, rule in made_of["rule"].items())]
+    if verify and opened.finished and not opened.as_finished:
+        lines.append("records are missing, or are not those that the store was finished with")
     if verify:
         damaged = opened.damaged()
         lines.append(
