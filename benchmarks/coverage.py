@@ -23,7 +23,7 @@ import jax
 from benchmarks.examined import Examined, examine
 from benchmarks.isolated import Died, Worker
 from benchmarks.report import Table, progress
-from benchmarks.zoos import ZOOS, Case
+from benchmarks.zoos import ZOOS, Case, Model
 
 COLUMNS = (
     "model",
@@ -82,17 +82,27 @@ def run(arguments: argparse.Namespace) -> Iterator[Table]:
 
 
 def cases(module: str, small: bool) -> list[Case]:
-    """The cases of a zoo.
+    """The cases of a zoo; of one whose framework is not installed a single one, which says so.
 
     Raises:
       ValueError: two have the same name.
     """
-    found = list(importlib.import_module(module).cases(small))
+    try:
+        found = list(importlib.import_module(module).cases(small))
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] in ("", "benchmarks", "relax"):
+            raise
+        return [Case(module, "all of it", _absent, f"{missing} is not installed")]
     names = [case.name for case in found]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{module}: several cases are called {', '.join(twice)}.")
     return found
+
+
+def _absent() -> Model:
+    raise ModuleNotFoundError("its framework is not installed")
 
 
 def _each(

@@ -303,3 +303,15 @@ def test_the_small_ones_are_explained(zoo):
         for case in coverage.cases(zoos.ZOOS[zoo], True):
             found = coverage.examine_case(zoos.ZOOS[zoo], case.name, True)
             assert found.faults == [], case.name
+
+
+def test_a_framework_that_is_not_installed_is_a_row(monkeypatch, tmp_path, capsys):
+    """Of a package that nobody has; a module of our own that is missing is an error."""
+    here = tmp_path / "zoo_without_framework.py"
+    here.write_text("def cases(small):\n    import no_such_framework\n    yield\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(zoos.ZOOS, "keras_hub", "zoo_without_framework")
+    assert main(["coverage", "--zoo", "keras_hub", "--output", str(tmp_path)]) == 0
+    assert "left out: no_such_framework is not installed" in capsys.readouterr().out
+    with pytest.raises(ModuleNotFoundError, match="no_such_zoo"):
+        coverage.cases("benchmarks.no_such_zoo", True)
