@@ -54,6 +54,29 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def add_prompt(parser: argparse.ArgumentParser, prompt: str, small: str) -> None:
+    """The arguments ``--prompt``, ``--small`` and ``--target``: a text, and the token after it."""
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument(
+        "--prompt",
+        default=prompt,
+        metavar="TEXT",
+        help="what the model reads (default: %(default)r)",
+    )
+    text.add_argument(
+        "--small",
+        dest="prompt",
+        action="store_const",
+        const=small,
+        help=f"the same as --prompt {small!r}: the least work that shows everything works",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="the next token to explain (default: the most probable one)",
+    )
+
+
 def add_rules(parser: Any, default: Sequence[str]) -> None:
     """The argument ``--rules``, of a parser or of a group of one."""
     parser.add_argument(

@@ -35,6 +35,7 @@ try:
     from command_line import (
         InputError,
         add_output,
+        add_prompt,
         add_rules,
         check_output,
         make_rules,
@@ -130,25 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="language_model.py",
         description="Explain which words made a language model go on as it did.",
     )
-    text = parser.add_mutually_exclusive_group()
-    text.add_argument(
-        "--prompt",
-        default=PROMPT,
-        metavar="TEXT",
-        help="what the model reads (default: %(default)r)",
-    )
-    text.add_argument(
-        "--small",
-        dest="prompt",
-        action="store_const",
-        const=SMALL,
-        help=f"the same as --prompt {SMALL!r}: the least work that shows everything works",
-    )
-    parser.add_argument(
-        "--target",
-        metavar="TOKEN",
-        help="the next token to explain (default: the most probable one)",
-    )
+    add_prompt(parser, PROMPT, SMALL)
     parser.add_argument(
         "--against",
         metavar="TOKEN",

@@ -15,7 +15,17 @@ import pytest
 pytest.importorskip("grain", reason="extra `bulk` not installed")
 
 import bulk_job
-from bulk_job import BATCH, CHUNK, NOT_FINITE, SAMPLES, UNREADABLE, job, network, parameters
+from bulk_job import (
+    BATCH,
+    CHUNK,
+    NOT_FINITE,
+    SAMPLES,
+    UNREADABLE,
+    content,
+    job,
+    network,
+    parameters,
+)
 
 import relax
 from relax import bulk, methods, rules
@@ -36,13 +46,6 @@ def explained(rows=ROWS, target="max", f=network, params=None):
 
 def digest(store):
     return json.loads((Path(store) / ".relax" / "finished.json").read_text())["digest"]
-
-
-def content(store):
-    """Every file of the arrays and every record, byte by byte."""
-    store = Path(store)
-    files = [p for p in store.rglob("*") if p.is_file() and p.name not in ("lock",)]
-    return {str(p.relative_to(store)): p.read_bytes() for p in files}
 
 
 def program(path, *words, status=0):

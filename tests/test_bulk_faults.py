@@ -15,7 +15,7 @@ if sys.platform == "win32":
     pytest.skip("SIGKILL is of Unix", allow_module_level=True)
 
 import bulk_job
-from bulk_job import CHUNK, SAMPLES
+from bulk_job import CHUNK, SAMPLES, content
 
 from relax import bulk
 
@@ -58,12 +58,6 @@ def wait_for(path, chunks, running):
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def content(path):
-    """All but the lock, and what processes have told each other."""
-    files = [p for p in path.rglob("*") if p.is_file() and p.name != "lock"]
-    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.parent.name != "runs"}
 
 
 @pytest.fixture(scope="module")

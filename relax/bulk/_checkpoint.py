@@ -34,6 +34,15 @@ def restore(path: str | os.PathLike[str], like: Any = None, shardings: Any = Non
       ArgumentError: there is no checkpoint; names, shapes or dtypes are others; ``shardings`` is a
         pytree, and ``like`` is not given.
       ImportError: orbax-checkpoint or safetensors is not installed.
+
+    Example:
+      >>> import numpy as np, pathlib, tempfile
+      >>> from relax import bulk
+      >>> from safetensors.numpy import save_file
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+      >>> save_file({"head.kernel": np.ones((2, 3), np.float32)}, path)
+      >>> print(bulk.restore(path)["head"]["kernel"].shape)
+      (2, 3)
     """
     path = Path(path).expanduser().resolve()
     if not path.exists():

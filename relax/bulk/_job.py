@@ -60,6 +60,9 @@ class Job:
 
     Raises:
       ArgumentError: when it runs; it names the argument.
+
+    Example:
+      See `run`, which has one from the function to its results.
     """
 
     f: Callable[..., Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -31,12 +32,12 @@ class Explained(NamedTuple):
     absorbed: dict[str, jax.Array]
 
 
-class Keep:
+class Keep(abc.ABC):
     """What is kept. Own kinds: a subclass with `of`, or a function from `Explained` to arrays."""
 
+    @abc.abstractmethod
     def of(self, explained: Explained) -> Any:
         """An array, or a pytree of arrays, with the samples in front."""
-        raise NotImplementedError
 
     @property
     def at(self) -> tuple[str, ...]:

@@ -26,6 +26,19 @@ class Store:
     Raises:
       StoreError: it is no store, or it is damaged.
       KeyError: there is no such array.
+
+    Example:
+      >>> import numpy as np, pathlib, tempfile
+      >>> from relax import bulk, rules
+      >>> folder = pathlib.Path(tempfile.mkdtemp()) / "s.zarr"
+      >>> job = bulk.Job(
+      ...     f=lambda params, x: x * params, params=2.0, rules=rules.Epsilon(0.0),
+      ...     data=np.ones((3, 2), np.float32), store=folder,
+      ... )
+      >>> summary = bulk.run(job)
+      >>> store = bulk.Store(folder)
+      >>> print(store.names, np.asarray(store["relevance"][1]), store.bad)
+      ['relevance'] [2. 2.] []
     """
 
     def __init__(self, path: str | os.PathLike[str]):

@@ -131,15 +131,12 @@ def _epilog(epilog: str | None) -> list[tuple[str, str]]:
 
 def show(value: Any) -> None:
     """Prints a table: by rich on a terminal, as plain text elsewhere."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-        except ModuleNotFoundError:
-            pass
-        else:
-            Console().print(value)
-            return
-    click.echo(str(value))
+    if not sys.stdout.isatty():
+        click.echo(str(value))
+        return
+    from rich.console import Console
+
+    Console().print(value)
 
 
 class Size(click.ParamType):
