@@ -9,9 +9,10 @@ import resource
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-GIGABYTE = 2**20  # ru_maxrss counts in KiB
+GIGABYTE = 2**20  # KiB
 
 
 class Died(Exception):
@@ -94,7 +95,19 @@ def _serve(function: Callable[..., Any], pipe: Any) -> None:
                 result = function(*args)
             except Exception:
                 error = traceback.format_exc()
-            pipe.send((result, error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+            pipe.send((result, error, _taken()))
+
+
+def _taken() -> int:
+    """KiB of memory that this process has had at its peak.
+
+    Linux hands ru_maxrss on from the parent, so that the child of a large process seems large.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _end_with_parent() -> None:

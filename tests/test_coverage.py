@@ -222,6 +222,14 @@ def test_a_worker_keeps_its_process_and_replaces_it_when_it_died():
         assert worker("grow", 150)[0] != worker("double", 1)[0]
 
 
+def test_a_worker_does_not_count_the_memory_of_its_parent():
+    """Linux hands on the peak of the process that starts another."""
+    taken = bytearray(400 * 2**20)
+    with Worker(task, seconds=20, gigabytes=0.3) as worker:
+        assert worker("double", 1)[0] == worker("double", 2)[0]
+    assert len(taken) == 400 * 2**20
+
+
 def test_the_command_reports_each_outcome(tmp_path, monkeypatch, capfd):
     """What fails, what cannot be built, what kills its process; the rest goes on after it."""
     monkeypatch.setattr(coverage, "ZOOS", {"planted": "planted_zoo"})
