@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -139,9 +140,8 @@ def run(
         return jax.checkpoint(functions[0], **control.options)(list(operands), extra)
 
 
-_RELAX = str(Path(__file__).resolve().parent) + os.sep
-_NETWORKS = os.path.join(_RELAX, "cli", "networks", "")  # stand for a user's own
-_MACHINERY = ("/jax/", "/torch/", "/torchax/")
+_NETWORKS = os.path.join(os.path.dirname(__file__), "cli", "networks", "")  # stand for a user's own
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 _LIBRARIES = tuple({sysconfig.get_paths()[key] for key in ("purelib", "platlib", "stdlib")})
 
 
@@ -308,28 +308,37 @@ def scopes(equation: Any) -> tuple[str, ...]:
 
 def is_library(file_name: str) -> bool:
     """Whether a file belongs to an installed library, not to the user."""
-    return file_name.startswith(_LIBRARIES) or "site-packages" in file_name
+    return file_name.startswith(_LIBRARIES) or not _PACKAGES.isdisjoint(Path(file_name).parts)
+
+
+def machinery() -> tuple[str, ...]:
+    """The folders of what runs a model and is no part of it: relax, JAX, and torch on it.
+
+    By the modules that are loaded: a folder of the user's may have the name of one of them.
+    """
+    modules = (sys.modules.get(name) for name in ("relax", "jax", "jaxlib", "torch", "torchax"))
+    files = (getattr(module, "__file__", None) for module in modules)
+    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)
 
 
 def user_line(equations: Sequence[Any]) -> str:
     """``file.py:line`` of the user's code that made an equation, or nothing.
 
     ``equations`` are the equation and the calls around it, innermost first. The first frame outside
-    relax and outside installed libraries wins; without one, the first of a library that is not JAX,
-    nor runs modules of torch on it.
+    the machinery and outside installed libraries wins; without one, the first of a library.
     """
-    fallback = ""
+    fallback, run_it = "", machinery()
     for equation in equations:
         traceback = equation.source_info.traceback
         for frame in traceback.frames if traceback is not None else ():
             name = frame.file_name
             own = name.startswith(_NETWORKS)
-            if name.startswith((_RELAX, "<frozen")) and not own:
+            if name.startswith((*run_it, "<frozen")) and not own:
                 continue
             place = f"{Path(name).name}:{frame.line_num}"
             if own or not is_library(name):
                 return place
-            if not fallback and name.endswith(".py") and not any(p in name for p in _MACHINERY):
+            if not fallback and name.endswith(".py"):
                 fallback = place
     return fallback
 

@@ -227,6 +227,15 @@ def test_lines_inside_jitted_and_vmapped_functions():
     assert relax.layers(fun)(shape(5, 4))[0].where == line("inner", inner.__wrapped__)
 
 
+@pytest.mark.parametrize("library", [False, True])
+def test_a_folder_may_have_the_name_of_a_library(library):
+    """An environment called torch, a project called jax: their files are no part of either."""
+    folder = "/home/someone/torch/jax/" + ("lib/python3.11/site-packages/zoo/" if library else "")
+    names = {"jnp": jnp}
+    exec(compile("def model(x):\n    return jnp.tanh(x)", folder + "model.py", "exec"), names)
+    assert relax.layers(names["model"])(shape(5, 4))[0].where == "model.py:2"
+
+
 def test_occurrences_are_numbered_in_order_of_evaluation():
     """The second use of a scope is #1, and so on, kind by kind."""
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from relax._errors import ArgumentError, UnsupportedOperationError, message
-from relax._jaxpr import is_library
+from relax._jaxpr import is_library, machinery
 from relax.adapters.torch._window import check_versions
 
 
@@ -176,7 +176,6 @@ _NOT_KNOWN = (
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-_MACHINERY = frozenset({"jax", "jaxlib", "torch", "torchax", "relax"})
 
 
 def _where(error: BaseException) -> str:
@@ -187,7 +186,7 @@ def _where(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not _MACHINERY.intersection(Path(frame.filename).parts)
+        if not frame.filename.startswith(machinery())
     ]
     own = [frame for frame in frames if not is_library(frame.filename)]
     chosen = (own or frames)[-1:]
