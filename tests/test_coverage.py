@@ -105,17 +105,46 @@ def test_an_entry_is_explained_that_is_not_zero(weight, x):
 )
 def test_another_value_than_that_of_f_is_a_fault(spoil, difference, monkeypatch, weight, x):
     """As if the program of relevance had it."""
+    assert examine(Model(linear, weight, x)).forward < 1e-12
+    spoiled(monkeypatch, spoil)
+    found = examine(Model(linear, weight, x))
+    assert found.forward == pytest.approx(difference)
+    assert [fault[:35] for fault in found.faults] == ["the value differs from that of f by"]
+
+
+def spoiled(monkeypatch, spoil):
+    """Values of the program of relevance are what ``spoil`` makes of them."""
     whole = relax.value_and_lrp
 
     def wrong(*args, **kwargs):
         explain = whole(*args, **kwargs)
         return lambda *args: (spoil(explain(*args)[0]), explain(*args)[1])
 
-    assert examine(Model(linear, weight, x)).forward < 1e-12
     monkeypatch.setattr(relax, "value_and_lrp", wrong)
-    found = examine(Model(linear, weight, x))
-    assert found.forward == pytest.approx(difference)
-    assert [fault[:35] for fault in found.faults] == ["the value differs from that of f by"]
+
+
+def test_a_value_may_differ_by_what_the_last_bit_of_the_numbers_makes_to_f(monkeypatch, weight, x):
+    """Around 500 numbers of float32 are 2**-15 apart, and the slope of a sine is at most 1."""
+    weight["w"] = weight["w"].astype(jnp.float32)
+    wave = lambda params, x: jnp.sin(300 * (x @ params["w"]))
+    model = Model(wave, weight, x.astype(jnp.float32))
+    spoiled(monkeypatch, lambda value: value + 2e-5)
+    found = examine(model)
+    assert 1e-5 < found.forward < found.moves < 10 * 2**-15
+    assert found.faults == []
+    monkeypatch.undo()
+    spoiled(monkeypatch, lambda value: value + 2e-3)
+    (fault,) = examine(model).faults
+    assert fault.endswith(f"which itself moves by {found.moves:.1e}")
+
+
+def test_a_value_that_jumps_with_the_last_bit_allows_no_difference_at_will(monkeypatch, weight, x):
+    weight["w"] = weight["w"].astype(jnp.float32)
+    jump = lambda params, x: jnp.sin(1e12 * (x @ params["w"]))
+    spoiled(monkeypatch, lambda value: 1.1 * value)
+    found = examine(Model(jump, weight, x.astype(jnp.float32)))
+    assert found.moves > 0.1
+    assert "the value differs from that of f by 1.0e-01" in found.faults[0]
 
 
 def test_a_value_that_is_not_finite_where_f_is_not_either_is_the_same(weight, x):
