@@ -153,8 +153,8 @@ def row(case: Case, found: Examined | None) -> tuple[Any, ...]:
     if found is None:
         return (case.name, *[None] * 8, f"left out: {case.reason}")
     result = "; ".join(found.faults) or "explained"
-    if found.moves is not None and not found.faults:
-        result += f"; its value moves by {found.moves:.1e} with the last bit of its numbers"
+    if found.double is not None and not found.faults:
+        result += f"; in float64 the value differs by {found.double:.1e}"
     return (
         case.name,
         found.inputs,

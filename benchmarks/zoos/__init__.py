@@ -17,11 +17,14 @@ class Model(NamedTuple):
     f: the framework's own call, in inference mode, f(params, x).
     params: its parameters, a pytree.
     x: the explained input: a float array (or a pytree of them), or integer tokens.
+    double: builds the same model in float64, within ``jax.enable_x64``, for one whose rounding in
+      float32 is magnified so much that two programs of it cannot be compared.
     """
 
     f: Callable[..., Any]
     params: Any
     x: Any
+    double: Callable[[], Any] | None = None
 
 
 class Case(NamedTuple):

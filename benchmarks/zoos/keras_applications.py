@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from benchmarks.zoos import Case, Model
@@ -41,9 +43,28 @@ def _build(make: Callable[..., Any]) -> Model:
             refused = error
             continue
         f, params = stateless(model)
-        return Model(f, params, normal((1, *shape)))
+        x = normal((1, *shape))
+        return Model(f, params, x, functools.partial(_double, make, params, x))
     assert refused is not None
     raise refused
+
+
+def _double(make: Callable[..., Any], params: dict[str, Any], x: Any) -> Model:
+    """The same architecture and parameters in float64."""
+    import keras
+
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = make(input_shape=x.shape[1:], weights=None, classifier_activation=None)
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+    f, drawn_anew = stateless(model)
+    values = zip(drawn_anew.items(), params.values(), strict=True)
+    same = {name: np.asarray(value, new.dtype) for (name, new), value in values}
+    return Model(f, same, np.asarray(x, np.float64))
 
 
 def stateless(
