@@ -73,17 +73,21 @@ def job(store, seconds=0.0, **changes):
 def content(store):
     """Every file but the lock, and what processes have told each other, byte by byte."""
     store = Path(store)
-    kept = lambda p: p.is_file() and p.name != "lock" and p.parent.name != "runs"
+    kept = lambda p: p.is_file() and not p.name.startswith("lock") and p.parent.name != "runs"
     return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if kept(p)}
 
 
-def over_mesh(store, seconds):
-    """The same, with the hidden layer split over the devices, and batches over the processes."""
+def over_mesh(store, seconds, processes="data"):
+    """The same with the hidden layer split over devices, and batches over the others, if any.
+
+    ``processes``: what is split over them, "data" or the "model".
+    """
     import jax
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    shape = (jax.process_count(), jax.device_count() // jax.process_count())
+    batches = jax.process_count() if processes == "data" else 1
+    shape = (batches, jax.device_count() // batches)
     mesh = jax.make_mesh(shape, ("data", "model"), (AxisType.Auto,) * 2)
     specs = {"hidden": {"kernel": P(None, "model")}, "head": {"kernel": P("model", None)}}
     put = lambda leaf, spec: jax.make_array_from_callback(
@@ -101,7 +105,7 @@ def main():
     parser.add_argument("--port", type=int)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--slow", type=float, default=0.0)
-    parser.add_argument("--mesh", action="store_true")
+    parser.add_argument("--mesh", choices=["data", "model"], help="what processes share")
     parser.add_argument("--scale", type=float, default=1.0, help="of the parameters")
     parser.add_argument("--largest-file", type=int, help="bytes; as if the disk were full")
     given = parser.parse_args()
@@ -117,7 +121,9 @@ def main():
         )
     from relax import bulk
 
-    made = over_mesh(given.store, given.slow) if given.mesh else job(given.store, given.slow)
+    made = job(given.store, given.slow)
+    if given.mesh:
+        made = over_mesh(given.store, given.slow, given.mesh)
     if given.scale != 1:
         scaled = jax.tree.map(lambda a: a * given.scale, made.params)
         made = dataclasses.replace(made, params=scaled)

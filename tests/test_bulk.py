@@ -5,7 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ import pytest
 pytest.importorskip("grain", reason="extra `bulk` not installed")
 
 import bulk_job
+import filelock
 from bulk_job import (
     BATCH,
     CHUNK,
@@ -31,6 +34,7 @@ import relax
 from relax import bulk, methods, rules
 from relax._errors import ArgumentError
 from relax.bulk import StoreError
+from relax.bulk._rounds import Machine, rounds
 
 BAD = [UNREADABLE, NOT_FINITE]
 ROWS = bulk_job.Data().rows
@@ -237,6 +241,23 @@ def test_two_writers_are_refused(copy):
     bulk.run(job(copy))
 
 
+def test_a_process_of_an_earlier_run_is_waited_for(copy, monkeypatch):
+    """Its first process died, jax.distributed has not yet ended the others; or nobody does."""
+    from relax.bulk import _manifest
+
+    held = filelock.FileLock(copy / ".relax" / "lock-3", thread_local=False)
+    held.acquire()
+    threading.Timer(0.5, held.release).start()
+    assert bulk.run(job(copy)).computed == 0
+    assert not held.is_locked
+    monkeypatch.setattr(_manifest, "_STRAGGLERS", 0.2)
+    held = _manifest.lock(copy, 3)
+    with pytest.raises(StoreError, match=r"process of an earlier run, which has lock-3"):
+        bulk.run(job(copy))
+    held.release()
+    assert bulk.run(job(copy)).computed == 0
+
+
 def test_what_a_killed_process_left_is_taken_away(copy):
     left = [
         copy / "relevance" / "c" / "0" / "0.__lock",
@@ -373,6 +394,18 @@ def test_a_link_out_of_the_store_is_refused(copy, tmp_path):
     (copy / "relevance").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="outside of the store"):
         bulk.Store(copy)
+
+
+@pytest.mark.parametrize("inner", [".relax", ".relax/chunks", "relevance/c", "relevance/c/0/0"])
+def test_nothing_is_written_through_a_link(copy, tmp_path, inner):
+    """What it leads to stays as it is."""
+    outside = tmp_path / "outside"
+    shutil.move(copy / inner, outside)
+    (copy / inner).symlink_to(outside)
+    before = content(outside) if outside.is_dir() else outside.read_bytes()
+    with pytest.raises(StoreError, match="is a link"):
+        bulk.run(job(copy))
+    assert (content(outside) if outside.is_dir() else outside.read_bytes()) == before
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -599,12 +632,86 @@ def test_restore(tmp_path, form, sharded):
         bulk.restore(path, wrong, split)
 
 
+@pytest.fixture
+def in_two_files(tmp_path):
+    """A folder as large models come in."""
+    numpy = pytest.importorskip("safetensors.numpy")
+    places = {}
+    for number, (name, part) in enumerate(parameters().items(), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        numpy.save_file({f"{name}.kernel": np.asarray(part["kernel"])}, tmp_path / file)
+        places[f"{name}.kernel"] = file
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return index
+
+
+def test_restore_of_several_files(in_two_files):
+    for path in (in_two_files.parent, in_two_files):
+        jax.tree.map(np.testing.assert_array_equal, bulk.restore(path), parameters())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda index: (index.parent / "model-00002-of-00002.safetensors").unlink(), "00002.*read"),
+        (lambda index: index.write_text("{"), "damaged"),
+        (lambda index: index.write_text('{"weight_map": {"a": "../a.safetensors"}}'), "beside it"),
+        (lambda index: index.write_text(index.read_text().replace("head", "tail")), "tail.kernel"),
+        (lambda index: index.unlink(), "2 files of safetensors and 0 indices"),
+    ],
+    ids=["lost", "damaged", "elsewhere", "names", "no index"],
+)
+def test_restore_refuses_files_that_are_not_all_there(in_two_files, spoil, what):
+    spoil(in_two_files)
+    with pytest.raises(ArgumentError, match=what):
+        bulk.restore(in_two_files.parent)
+
+
 def test_restore_refuses(tmp_path):
     with pytest.raises(ArgumentError, match="is not there"):
         bulk.restore(tmp_path / "nothing")
     (tmp_path / "weights.pkl").write_bytes(b"cos\nsystem\n")
     with pytest.raises(ArgumentError, match=r"no \.safetensors file"):
         bulk.restore(tmp_path / "weights.pkl")
+
+
+@pytest.mark.parametrize(
+    "holders",
+    [
+        ((0,),),
+        ((0,),) * 4,
+        ((0,), (0,), (1,), (1,)),
+        ((0, 1),),
+        ((0, 1), (0, 1), (2, 3)),
+        ((0,), (1,), (0,), (1,), (1,)),
+    ],
+    ids=["one device", "four", "two processes", "one batch of two", "pairs", "uneven"],
+)
+@pytest.mark.parametrize("todo", [[], [0], [9], [1, 2, 3, 5, 8], list(range(10))])
+def test_each_batch_is_computed_once_and_each_chunk_comes_to_one_process(holders, todo):
+    """Whatever the places of a call are: by going through all calls, as each process does."""
+    samples, prepared = 58, SimpleNamespace(chunk=CHUNK, job=SimpleNamespace(batch_size=BATCH))
+    prepared.samples = SimpleNamespace(count=samples)
+    written = {}
+    for call in rounds(todo, prepared, holders):
+        assert len(call) == len(holders)
+        assert min(call) < samples
+        for place, start in enumerate(call):
+            if start < samples:
+                chunk = start // CHUNK
+                writers = [
+                    process
+                    for process in range(4)
+                    if Machine(holders, None, None, None).writes(place, chunk, process)
+                ]
+                written.setdefault(chunk, []).append((start, *writers))
+    assert sorted(written) == todo
+    for chunk, parts in written.items():
+        first, last = chunk * CHUNK, min(samples, (chunk + 1) * CHUNK)
+        assert [start for start, *_ in parts] == list(range(first, last, BATCH))
+        assert len({tuple(writers) for _, *writers in parts}) == 1
+        assert {len(writers) for _, *writers in parts} == {1}
 
 
 def test_a_mesh_with_sharded_parameters(whole, tmp_path):

@@ -151,24 +151,27 @@ def test_processes_that_do_not_share_the_folder(tmp_path):
         port = free.getsockname()[1]
     words = ("--processes", 2, "--port", port)
     both = [start(one, "--process", 0, *words), start(two, "--process", 1, *words)]
-    text = both[1].communicate(timeout=300)[0]
-    both[0].communicate(timeout=300)
-    assert both[0].returncode != 0
-    assert "is not the folder of process 0" in text
+    texts = ended(*both, status=1)
+    assert all("of process 1 is not the folder of process 0" in text for text in texts)
 
 
 @pytest.mark.slow
-def test_a_mesh_over_two_processes(tmp_path, undisturbed):
-    """The hidden layer is split over devices, so it rounds otherwise; killed, and run again."""
+@pytest.mark.parametrize("shared", ["data", "model"])
+def test_a_mesh_over_two_processes(tmp_path, undisturbed, shared):
+    """The hidden layer is split over devices, so it rounds otherwise; killed, and run again.
+
+    Each process writes half of the chunks: its own batches, or of batches that both compute.
+    """
     path, again = tmp_path / "mesh.zarr", tmp_path / "again.zarr"
-    ended(*start_two(path, "--mesh"))
+    texts = ended(*start_two(path, "--mesh", shared))
+    assert all(f"{SAMPLES // 2} of them explained now" in text for text in texts)
     want = bulk.Store(path)
-    both = start_two(again, "--mesh", "--slow", 0.1)
+    both = start_two(again, "--mesh", shared, "--slow", 0.1)
     wait_for(again, 2, both[0])
     both[0].send_signal(signal.SIGKILL)
     for process in both:
         process.communicate(timeout=300)
-    ended(*start_two(again, "--mesh"))
+    ended(*start_two(again, "--mesh", shared))
     assert content(again) == content(path)
     plain = tmp_path / "plain.zarr"
     ended(start(plain))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ import numpy as np
 from relax._errors import ArgumentError
 from relax._paths import path_name
 
+_FILE, _INDEX = ".safetensors", ".safetensors.index.json"
+
 
 def restore(path: str | os.PathLike[str], like: Any = None, shardings: Any = None) -> Any:
-    """Parameters of an Orbax checkpoint (a folder) or of a ``.safetensors`` file.
+    """Parameters of a checkpoint of Orbax, or of ``.safetensors``, in one file or in many.
 
     Nothing in either is code: neither is unpickled. Each process reads the parts of its own
     devices.
 
     Args:
-      path: the folder or file.
+      path: the folder of Orbax; a ``.safetensors`` file; a folder of them, as large models come in,
+        or the ``.safetensors.index.json`` in it.
       like: a pytree of arrays or jax.ShapeDtypeStruct: the structure, shapes and dtypes that are
         expected; by default what is there. Of a safetensors file the names are the paths of leaves,
         with ``.`` or ``/`` between their parts.
@@ -31,8 +36,8 @@ def restore(path: str | os.PathLike[str], like: Any = None, shardings: Any = Non
       The parameters; without ``like``, dicts of arrays.
 
     Raises:
-      ArgumentError: there is no checkpoint; names, shapes or dtypes are others; ``shardings`` is a
-        pytree, and ``like`` is not given.
+      ArgumentError: there is no checkpoint; it is damaged, or not all of its files are there;
+        names, shapes or dtypes are others; ``shardings`` is a pytree, and ``like`` is not given.
       ImportError: orbax-checkpoint or safetensors is not installed.
 
     Example:
@@ -52,10 +57,10 @@ def restore(path: str | os.PathLike[str], like: Any = None, shardings: Any = Non
         raise ArgumentError(
             "restore: shardings for each leaf need like=, whose structure they have."
         )
+    if path.name.endswith((_FILE, _INDEX)) or (path.is_dir() and any(path.glob("*" + _FILE))):
+        return _safetensors(path, like, shardings, whole)
     if path.is_dir():
         return _orbax(path, like, shardings, whole)
-    if path.suffix == ".safetensors":
-        return _safetensors(path, like, shardings, whole)
     raise ArgumentError(f"restore: {path} is no folder of Orbax and no .safetensors file.")
 
 
@@ -86,22 +91,72 @@ def _orbax(path: Path, like: Any, shardings: Any, whole: bool) -> Any:
             raise ArgumentError(f"restore: {path} is not what was expected: {error}") from error
 
 
-def _safetensors(path: Path, like: Any, shardings: Any, whole: bool) -> Any:
+def _parts(path: Path) -> tuple[list[Path], set[str]]:
+    """The ``.safetensors`` files of a checkpoint, and the names that its index has.
+
+    Raises:
+      ArgumentError: there are several and no index of them; the index is damaged.
+    """
+    if path.name.endswith(_FILE):
+        return [path], set()
+    if path.is_dir():
+        found = sorted(path.glob("*" + _INDEX))
+        if len(found) != 1:
+            files = sorted(path.glob("*" + _FILE))
+            if len(files) == 1:
+                return files, set()
+            raise ArgumentError(
+                f"restore: {path} has {len(files)} files of safetensors and {len(found)} indices; "
+                "name the one that is meant."
+            )
+        path = found[0]
+    try:
+        parts = {str(name): str(file) for name, file in _weight_map(path).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArgumentError(f"restore: {path} is damaged: {_words(error)}") from error
+    for file in parts.values():
+        if Path(file).name != file:
+            raise ArgumentError(f"restore: {path} names {file}, which is not beside it.")
+    return [path.parent / file for file in sorted(set(parts.values()))], set(parts)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    return json.loads(index.read_text())["weight_map"]
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, Any]:
+    """For each name the file, opened, that has the array."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise ImportError(
             'A .safetensors file needs safetensors: pip install "relax-lrp[bulk]".'
         ) from error
-    try:
-        file = safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise ArgumentError(f"restore: {path} is damaged: {error}") from error
-    with file:
-        names = {name.replace(".", "/"): name for name in file.keys()}  # noqa: SIM118
+    found: dict[str, Any] = {}
+    parts, listed = _parts(path)
+    for part in parts:
+        try:
+            file = opened.enter_context(safe_open(part, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise ArgumentError(f"restore: {part} cannot be read: {_words(error)}") from error
+        found.update(dict.fromkeys(file.keys(), file))
+    if lost := sorted(listed - found.keys()):
+        raise ArgumentError(f"restore: {path} lists {lost[0]}, which is in none of its files.")
+    return found
+
+
+def _safetensors(path: Path, like: Any, shardings: Any, whole: bool) -> Any:
+    with contextlib.ExitStack() as opened:
+        tensors = _tensors(path, opened)
+        names = {name.replace(".", "/"): name for name in tensors}
         one = (shardings or _first_device()) if whole else None
 
         def loaded(name: str, sharding: Any, expected: Any = None) -> jax.Array:
+            file = tensors[name]
             part = file.get_slice(name)
             shape, dtype = tuple(part.get_shape()), _DTYPES.get(part.get_dtype())
             if dtype is None:
@@ -111,7 +166,9 @@ def _safetensors(path: Path, like: Any, shardings: Any, whole: bool) -> Any:
                     f"restore: {name} is {dtype}{list(shape)}; expected "
                     f"{expected.dtype}{list(expected.shape)}."
                 )
-            rows = lambda index: np.asarray(part[index] if shape else file.get_tensor(name))
+            rows = lambda index: np.asarray(
+                part[index] if shape else tensors[name].get_tensor(name)
+            )
             return jax.make_array_from_callback(shape, sharding, rows)
 
         if like is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,17 +175,21 @@ class Files:
         except ValueError:  # TensorStore's, of a chunk that cannot be decoded
             return False
 
-    def verified(self) -> np.ndarray:
-        """For each chunk whether it is whole; the record of one that is not is taken away."""
+    def make_arrays(self) -> None:
         for name in self.arrays:
             self.opened(name)
+
+    def damaged(self, chunks: Iterable[int]) -> list[int]:
+        """Those that are not there whole; the record of such a one is taken away."""
+        chunks = list(chunks)
         with ThreadPoolExecutor(8) as pool:
-            whole = np.array(list(pool.map(self.is_whole, range(self.chunks))), bool)
-        for chunk in np.flatnonzero(~whole):
-            self._record(int(chunk)).unlink(missing_ok=True)
-        if not whole.all():
+            whole = list(pool.map(self.is_whole, chunks))
+        found = [chunk for chunk, good in zip(chunks, whole, strict=True) if not good]
+        if found:
             (own(self.path) / _FINISHED).unlink(missing_ok=True)
-        return whole
+        for chunk in found:
+            self._record(chunk).unlink(missing_ok=True)
+        return found
 
     def finish(self) -> None:
         """Says that every chunk is there, with a digest of all."""
@@ -258,9 +262,16 @@ def write_whole(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporary(path: Path) -> None:
-    """What a process that was killed has left; nobody else may be writing."""
-    for folder, _, files in os.walk(path, followlinks=False):
-        for file in files:
-            if _TEMPORARY in file or file.endswith(".__lock"):
-                (Path(folder) / file).unlink(missing_ok=True)
+def tidy(path: Path) -> None:
+    """Takes away what a process that was killed has left; nobody else may be writing.
+
+    Raises:
+      StoreError: there is a link in the store, which might lead out of it.
+    """
+    for folder, folders, files in os.walk(path, followlinks=False):
+        for name in (*folders, *files):
+            file = Path(folder) / name
+            if file.is_symlink():
+                raise StoreError(f"{file} is a link: nothing is written through it. Remove it.")
+            if _TEMPORARY in name or name.endswith(".__lock"):
+                file.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 from relax._errors import StoreError
 from relax.bulk._files import DTYPES, FORMAT, Array, Files, own, within, write_whole
 from relax.bulk._fingerprint import differences
+from relax.bulk._watch import log
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _LOCK = "manifest.json", "lock"
+_STRAGGLERS = 150.0  # seconds; by default jax.distributed finds out within 100 that one is gone
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -22,6 +25,8 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     Raises:
       StoreError: the folder holds something else; the manifest is damaged or of another format.
     """
+    if own(path).is_symlink():
+        raise StoreError(f"{own(path)} is a link: a store has all that is its own in itself.")
     file = own(path) / _MANIFEST
     if not file.exists():
         if path.exists() and (not path.is_dir() or set(os.listdir(path)) - {own(path).name}):
@@ -98,8 +103,8 @@ def refuse_another(path: Path, manifest: Mapping[str, Any], new: Files, made_of:
     )
 
 
-def lock(path: Path) -> Any:
-    """The right to write, until it is released or the process ends.
+def lock(path: Path, process: int = 0) -> Any:
+    """The right of a process to write, until it is released or the process ends.
 
     Raises:
       StoreError: another process has it.
@@ -107,7 +112,8 @@ def lock(path: Path) -> Any:
     import filelock
 
     own(path).mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(own(path) / "lock", timeout=0)
+    name = f"{_LOCK}-{process}" if process else _LOCK
+    held = filelock.FileLock(own(path) / name, timeout=0)
     try:
         held.acquire()
     except filelock.Timeout:
@@ -115,3 +121,29 @@ def lock(path: Path) -> Any:
             f"{path} is being written by another run.\n  Wait for it, or end it first."
         ) from None
     return held
+
+
+def wait_for_stragglers(path: Path) -> None:
+    """Until no process of an earlier run is left; jax.distributed ends those whose first has died.
+
+    Raises:
+      StoreError: one of them lives on.
+    """
+    import filelock
+
+    end = time.monotonic() + _STRAGGLERS
+    for file in sorted(own(path).glob(f"{_LOCK}-*")):
+        straggler = filelock.FileLock(file)
+        try:
+            with straggler.acquire(timeout=0):
+                continue
+        except filelock.Timeout:
+            log.info("waiting for process %s of an earlier run to end", file.name[len(_LOCK) + 1 :])
+        try:
+            with straggler.acquire(timeout=max(0.0, end - time.monotonic())):
+                pass
+        except filelock.Timeout:
+            raise StoreError(
+                f"{path} is being written by a process of an earlier run, which has {file.name}.\n"
+                "  Wait for it, or end it first."
+            ) from None

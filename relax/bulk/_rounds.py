@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,20 +20,28 @@ class Machine(NamedTuple):
     """The devices that one call runs on.
 
     Attributes:
-      places: how many batches a call takes.
-      mine: which of them this process reads, since they lie on its devices.
-      everywhere: whether all processes run every call together.
+      holders: for each batch that a call takes, its place, the processes on whose devices it lies;
+        several if parameters are split over processes. Each of them reads the batch.
       params: on the devices.
       put: ``batches by place -> arguments``; batches of other processes are not needed.
-      call: the compiled program; its results can be read by every process.
+      call: the compiled program; each place's results stay on its devices.
     """
 
-    places: int
-    mine: tuple[int, ...]
-    everywhere: bool
+    holders: tuple[tuple[int, ...], ...]
     params: Any
     put: Callable[[dict[int, Batch]], tuple[Any, Any, Any]]
     call: Callable[..., Any]
+
+    @property
+    def mine(self) -> list[int]:
+        """The places that lie on devices of this process."""
+        here = jax.process_index()
+        return [place for place, held in enumerate(self.holders) if here in held]
+
+    def writes(self, place: int, chunk: int, process: int) -> bool:
+        """Whether a process writes a chunk of a place: its holders take turns."""
+        held = self.holders[place]
+        return held[chunk % len(held)] == process
 
 
 def local(prepared: Prepared) -> Machine:
@@ -58,9 +67,7 @@ def local(prepared: Prepared) -> Machine:
         return jax.device_put(_as_jax(joined), split)
 
     return Machine(
-        len(devices),
-        tuple(range(len(devices))),
-        False,
+        ((jax.process_index(),),) * len(devices),
         jax.device_put(prepared.job.params, whole),
         put,
         jax.jit(step),
@@ -71,16 +78,20 @@ def over_mesh(prepared: Prepared, mesh: jax.sharding.Mesh) -> Machine:
     """The mesh of the job: parameters as they are sharded, batches over the data axes."""
     size = prepared.job.batch_size
     places = int(np.prod([mesh.shape[axis] for axis in prepared.axes]))
-    split, whole = NamedSharding(mesh, P(prepared.axes)), NamedSharding(mesh, P())
-    indices = split.addressable_devices_indices_map((places,))
-    mine = sorted({p for index in indices.values() for p in range(places)[_first(index)]})
+    split = NamedSharding(mesh, P(prepared.axes))
+    held_by: dict[int, set[int]] = {place: set() for place in range(places)}
+    for device, index in split.devices_indices_map((places,)).items():
+        for place in range(places)[_first(index)]:
+            held_by[place].add(device.process_index)
+    holders = tuple(tuple(sorted(held)) for held in held_by.values())
 
     def put(batches: dict[int, Batch]) -> tuple[Any, Any, Any]:
         parts = {place: _as_jax(tuple(batch[:3])) for place, batch in batches.items()}
         leaves = {place: jax.tree.leaves(part) for place, part in parts.items()}
-        treedef = jax.tree.structure(parts[mine[0]])
+        one = next(iter(parts))
+        treedef = jax.tree.structure(parts[one])
         joined = []
-        for number, leaf in enumerate(leaves[mine[0]]):
+        for number, leaf in enumerate(leaves[one]):
 
             def rows(index: Any, number: int = number) -> np.ndarray:
                 first, last, _ = _first(index).indices(places * size)
@@ -100,8 +111,8 @@ def over_mesh(prepared: Prepared, mesh: jax.sharding.Mesh) -> Machine:
                 "  Put all of them there: jax.device_put(params, shardings), or "
                 "relax.bulk.restore(path, like, shardings)."
             )
-    call = jax.jit(prepared.step, out_shardings=whole)
-    return Machine(places, tuple(mine), True, prepared.job.params, put, call)
+    call = jax.jit(prepared.step, out_shardings=split)
+    return Machine(holders, prepared.job.params, put, call)
 
 
 def _first(index: Any) -> slice:
@@ -114,13 +125,43 @@ def _as_jax(tree: Any) -> Any:
     return jax.tree.map(lambda a: a.astype(jax.dtypes.canonicalize_dtype(a.dtype)), tree)
 
 
-def rounds(todo: Sequence[int], prepared: Prepared, places: int) -> list[list[int]]:
-    """Where the batches of each call start; behind all data where nothing is left to do."""
+def rounds(
+    todo: Sequence[int], prepared: Prepared, holders: Sequence[tuple[int, ...]]
+) -> list[list[int]]:
+    """Where the batches of each call start; behind all data where nothing is left to do.
+
+    Chunks are dealt to groups of places with the same holders: all of a chunk comes to its writer.
+    """
     count, chunk, size = prepared.samples.count, prepared.chunk, prepared.job.batch_size
-    starts = [
-        start
-        for number in todo
-        for start in range(number * chunk, min((number + 1) * chunk, count), size)
+    groups = sorted(set(holders))
+    starts = {
+        group: collections.deque(
+            start
+            for number in todo[turn :: len(groups)]
+            for start in range(number * chunk, min((number + 1) * chunk, count), size)
+        )
+        for turn, group in enumerate(groups)
+    }
+    calls = []
+    while any(starts.values()):
+        calls.append([starts[group].popleft() if starts[group] else count for group in holders])
+    return calls
+
+
+def fetching(results: Any, places: Sequence[int], size: int) -> dict[int, Any]:
+    """The results of places, each on its device, on their way to the host.
+
+    Args:
+      results: arrays with the samples of all places in front.
+      places: those that are wanted, of this process.
+      size: samples of a place.
+    """
+    leaves, treedef = jax.tree.flatten(results)
+    parts = [
+        {(_first(shard.index).start or 0) // size: shard.data for shard in leaf.addressable_shards}
+        for leaf in leaves
     ]
-    starts += [count] * (-len(starts) % places)
-    return [starts[i : i + places] for i in range(0, len(starts), places)]
+    for of_leaf in parts:
+        for place in places:
+            of_leaf[place].copy_to_host_async()
+    return {place: jax.tree.unflatten(treedef, [part[place] for part in parts]) for place in places}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from relax._errors import StoreError
 from relax.bulk import _manifest
-from relax.bulk._files import Files, remove_temporary
+from relax.bulk._files import Files, tidy
 from relax.bulk._job import Job, Prepared
-from relax.bulk._rounds import Machine, local, over_mesh, rounds
-from relax.bulk._samples import GOOD, NOT_FINITE_RELEVANCE, REASONS, Batch
+from relax.bulk._rounds import Machine, fetching, local, over_mesh, rounds
+from relax.bulk._samples import GOOD, REASONS, Batch
 from relax.bulk._team import Team
 from relax.bulk._watch import Summary, Watch, log
 
@@ -83,56 +84,61 @@ def _run(prepared: Prepared, files: Files, team: Team) -> Watch:
     mesh = prepared.job.mesh
     machine = local(prepared) if mesh is None else over_mesh(prepared, mesh)
     made_of = prepared.made_of()
-    held = None
-    try:
+    with contextlib.ExitStack() as held:
         if team.leads:
             try:
-                held, whole = _open(files, made_of)
+                _open(files, made_of, held)
             except Exception as error:
-                team.tell("todo", {"refused": str(error)})
+                team.tell("store", {"refused": str(error)})
                 raise
             team.leave()
-            team.tell("todo", {"whole": whole.tolist()})
+            team.tell("store", {})
         else:
-            told = team.hear("todo")
+            told = team.hear("store")
             if "refused" in told:
                 raise StoreError(f"Process 0 has refused: {told['refused']}")
-            whole = np.array(told["whole"], bool)
             _check_alike(files, made_of, team)
-        if whole.any():
-            log.info("%d of %d chunks are there already", whole.sum(), whole.size)
-        todo = np.flatnonzero(~whole)
-        mine = todo if machine.everywhere else todo[team.index :: team.count]
-        watch = _Loop(prepared, files, machine, team).run([int(c) for c in mine])
+            held.callback(_manifest.lock(files.path, team.index).release)
+        todo = _left(files, team)
+        mine = todo if mesh is not None else todo[team.index :: team.count]
+        watch = _Loop(prepared, files, machine, team).run(mine)
         if team.leads:
-            left = todo.tolist()
-            team.wait(lambda: _all_there(files, left))
+            team.wait(lambda: _all_there(files, todo))
             files.finish()
         else:
             team.wait(lambda: files.finished)
-    finally:
-        if held is not None:
-            held.release()
     return watch
 
 
-def _open(files: Files, made_of: dict[str, Any]) -> tuple[Any, np.ndarray]:
-    """The lock of the store, and which chunks are there."""
+def _open(files: Files, made_of: dict[str, Any], held: contextlib.ExitStack) -> None:
+    """The store of this job, locked until the end, with nothing in it that is not of it."""
     manifest = _manifest.read_manifest(files.path)
     files.path.mkdir(parents=True, exist_ok=True)
-    held = _manifest.lock(files.path)
-    try:
-        manifest = _manifest.read_manifest(files.path)  # somebody may have made it in between
-        remove_temporary(files.path)
-        if manifest is None:
-            _manifest.write_manifest(files, made_of)  # first: what follows may be cut off
-        else:
-            _manifest.refuse_another(files.path, manifest, files, made_of)
-        files.make_group()
-        return held, files.verified()
-    except BaseException:
-        held.release()
-        raise
+    held.callback(_manifest.lock(files.path).release)
+    _manifest.wait_for_stragglers(files.path)
+    manifest = _manifest.read_manifest(files.path)  # somebody may have made it in between
+    tidy(files.path)
+    if manifest is None:
+        _manifest.write_manifest(files, made_of)  # first: what follows may be cut off
+    else:
+        _manifest.refuse_another(files.path, manifest, files, made_of)
+    files.make_group()
+    files.make_arrays()
+
+
+def _left(files: Files, team: Team) -> list[int]:
+    """The chunks that have to be computed; each process looks at its share of those there are."""
+    share = range(team.index, files.chunks, team.count)
+    found = team.gather("damaged", files.damaged(share))
+    if team.leads:
+        todo = sorted(c for of_process in found for c in of_process)
+        if len(todo) < files.chunks:
+            log.info("%d of %d chunks are there already", files.chunks - len(todo), files.chunks)
+        if 0 < len(todo) < team.count:
+            log.warning("%d chunks for %d processes: some are idle", len(todo), team.count)
+        team.tell("todo", todo)
+        return todo
+    return team.hear("todo")
 
 
 def _check_alike(files: Files, made_of: dict[str, Any], team: Team) -> None:
@@ -160,24 +166,27 @@ class _Loop:
 
     def run(self, todo: Sequence[int]) -> Watch:
         prepared, machine = self._prepared, self._machine
-        count, chunk = prepared.samples.count, prepared.chunk
-        calls = rounds(todo, prepared, machine.places)
-        writers = [c for c in todo if self._is_mine(c)]
-        total = sum(min(count, (c + 1) * chunk) - c * chunk for c in writers)
-        needed = [starts[place] for starts in calls for place in machine.mine]
-        ahead = max(prepared.job.threads, 4 * len(machine.mine))
+        size = prepared.job.batch_size
+        calls = rounds(todo, prepared, machine.holders)
+        here = machine.mine
+        total = sum(self._rows(call[place]) for call in calls for place in self._own(call))
+        needed = [call[place] for call in calls for place in here]
+        ahead = max(prepared.job.threads, 4 * len(here))
         read = prepared.samples.batches(needed, prepared.job.threads, ahead)
         looked = time.monotonic()
-        flying: collections.deque[tuple[list[int], dict[int, Batch], Any]] = collections.deque()
+        flying: collections.deque[list[_Landing]] = collections.deque()
         with Watch(total, self._team.leads) as watch, ThreadPoolExecutor(_WRITERS) as pool:
             try:
                 for starts in calls:
-                    batches = {place: next(read) for place in machine.mine}
+                    batches = {place: next(read) for place in here}
                     results = machine.call(machine.params, *machine.put(batches))
                     if time.monotonic() - looked > _LOOK_EVERY:
                         looked = time.monotonic()
                         self._team.check()
-                    flying.append((starts, batches, results))
+                    fetched = fetching(results, self._own(starts), size)
+                    flying.append(
+                        [_Landing(starts[at], batches[at], rows) for at, rows in fetched.items()]
+                    )
                     if len(flying) > _IN_FLIGHT:
                         watch.add(self._land(flying.popleft(), pool))
                 while flying:
@@ -189,39 +198,43 @@ class _Loop:
                     write.cancel()
         return watch
 
-    def _is_mine(self, chunk: int) -> bool:
-        """Whether this process writes a chunk."""
-        return not self._machine.everywhere or chunk % self._team.count == self._team.index
+    def _own(self, starts: Sequence[int]) -> list[int]:
+        """The places of a call whose results this process writes."""
+        machine, chunk, here = self._machine, self._prepared.chunk, self._team.index
+        return [
+            place
+            for place in machine.mine
+            if self._rows(starts[place]) and machine.writes(place, starts[place] // chunk, here)
+        ]
 
-    def _land(self, call: tuple[list[int], dict[int, Batch], Any], pool: ThreadPoolExecutor) -> int:
+    def _rows(self, start: int) -> int:
+        """Samples of a batch."""
+        return max(0, min(self._prepared.job.batch_size, self._prepared.samples.count - start))
+
+    def _land(self, call: Sequence[_Landing], pool: ThreadPoolExecutor) -> int:
         """Results of a call into their chunks; a chunk that is full goes to the disk."""
-        starts, batches, results = call
-        kept, sums = jax.tree.map(_fetched, results)
-        size, landed = self._prepared.job.batch_size, 0
-        for place, start in enumerate(starts):
-            rows = min(size, self._prepared.samples.count - start)
+        landed = 0
+        for start, batch, results in call:
+            rows = self._rows(start)
             number = start // self._prepared.chunk
-            if rows <= 0 or not self._is_mine(number):
-                continue
             if number not in self._open:
                 self._open[number] = _Chunk(self._files, number)
-            part = slice(place * size, place * size + rows)
-            reasons = batches[place].reasons if place in batches else {}
-            cut = lambda a, part=part: a[part]
-            rows_kept, rows_sums = jax.tree.map(cut, (kept, sums))
-            self._open[number].take(start, rows_kept, rows_sums, reasons)
+            kept, sums = jax.tree.map(lambda a, rows=rows: np.asarray(a)[:rows], results)
+            self._open[number].take(start, kept, sums, batch.reasons)
             landed += rows
             if self._open[number].full:
-                finished = self._open.pop(number)
-                self._writes.append(pool.submit(finished.write, self._prepared.samples))
+                self._writes.append(pool.submit(self._open.pop(number).write))
         while len(self._writes) > _WRITES or (self._writes and self._writes[0].done()):
             self._writes.popleft().result()
         return landed
 
 
-def _fetched(a: jax.Array) -> np.ndarray:
-    """As numpy; of what is the same on all processes, the copy on this one."""
-    return np.asarray(a if a.is_fully_addressable else a.addressable_data(0))
+class _Landing(NamedTuple):
+    """A batch of which the results are on their way: its first sample, itself, and them."""
+
+    start: int
+    batch: Batch
+    results: Any
 
 
 class _Chunk:
@@ -254,15 +267,12 @@ class _Chunk:
         self._reasons.update(reasons)
         self._left -= len(sums["status"])
 
-    def write(self, samples: Any) -> None:
-        """To the disk; a reason that another process has is found out again."""
+    def write(self) -> None:
+        """To the disk."""
         bad = []
         for row in np.flatnonzero(self._status != GOOD):
-            index, status = self._first + int(row), int(self._status[row])
-            reason = self._reasons.get(index)
-            if reason is None and status != NOT_FINITE_RELEVANCE:
-                reason = samples.read(index)[3]
-            bad.append([index, reason or REASONS[status]])
+            index = self._first + int(row)
+            bad.append([index, self._reasons.get(index) or REASONS[int(self._status[row])]])
         good = self._status == GOOD
         sums = {name: float(own[good].sum()) for name, own in self._sums.items()}
         self._files.write(self._number, self._values, {"bad": bad, **sums})

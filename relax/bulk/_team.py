@@ -55,12 +55,22 @@ class Team:
         if refused is not None:
             raise refused
         self.tell("here", True)
-        self.wait(
-            lambda: self.count == 1 or self._file("here").is_file(),
-            _SHARED,
-            f"{path} of process {self.index} is not the folder of process 0: a store must be on a "
-            "file system that all processes share.",
-        )
+        if self.count > 1:
+            self._meet(path)
+
+    def _meet(self, path: Path) -> None:
+        """Sees to it that the folder is one and the same for all; they are all here yet."""
+        from jax.experimental import multihost_utils
+
+        end = time.monotonic() + _SHARED
+        while not (seen := self._file("here").is_file()) and time.monotonic() < end:
+            time.sleep(_POLL)
+        blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(seen))))
+        if blind.size:
+            raise StoreError(
+                f"{path} of process {', '.join(map(str, blind))} is not the folder of process 0: "
+                "a store must be on a file system that all processes share."
+            )
 
     @property
     def leads(self) -> bool:
@@ -81,27 +91,38 @@ class Team:
         self.wait(lambda: self._file(what).is_file())
         return json.loads(self._file(what).read_text())
 
+    def gather(self, what: str, content: Any) -> list[Any]:
+        """What each process brings, for the leading one, which waits for all; else what is its own.
+
+        Raises:
+          StoreError: a process has failed.
+        """
+        if self.count == 1:
+            return [content]
+        files = [self._file(f"{what}-{index}") for index in range(self.count)]
+        write_whole(files[self.index], content)
+        if not self.leads:
+            return [content]
+        self.wait(lambda: all(file.is_file() for file in files))
+        return [json.loads(file.read_text()) for file in files]
+
     def fail(self, error: BaseException) -> None:
         """Lets the others know, so that they do not wait."""
         if self.count > 1:
             with contextlib.suppress(OSError):  # of a full disk: jax.distributed ends the others
                 write_whole(self._file("failed"), f"process {self.index}: {error}")
 
-    def wait(
-        self, until: Callable[[], bool], seconds: float | None = None, otherwise: str = ""
-    ) -> None:
+    def wait(self, until: Callable[[], bool]) -> None:
         """Until something is so; a line a minute says that it is waited for.
 
         Raises:
-          StoreError: another process has failed; ``otherwise``, if that takes so many seconds.
+          StoreError: another process has failed.
         """
         start = line = time.monotonic()
         while not until():
             self.check()
             time.sleep(_POLL)
             now = time.monotonic()
-            if seconds is not None and now - start > seconds:
-                raise StoreError(otherwise)
             if now - line >= _LINE_EVERY:
                 line = now
                 log.info("process %d waits for the others, %.0f s", self.index, now - start)
