@@ -117,6 +117,7 @@ def main():
             f"localhost:{given.port}",
             given.processes,
             given.process,
+            initialization_timeout=60,
             heartbeat_timeout_seconds=10,
         )
     from relax import bulk
