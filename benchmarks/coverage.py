@@ -2,7 +2,8 @@
 
 Each one is taken as its framework has it, at random weights. Checked are the value, the relevance
 under two sets of rules, the plan and the account; counted are FLOPs and compile time by those of
-gradient times input. What fails is a row with the reason, and so is what cannot be built.
+gradient times input. What fails is a row with the reason, and so is what cannot be built; then the
+exit status is 1.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def run(arguments: argparse.Namespace) -> Iterator[Table]:
         if chosen:
             yield table
     yield sums
+    failed = sum(row[columns.index("failed")] for row in sums.rows)
+    if failed:
+        raise SystemExit(f"{failed} models are not explained.")
 
 
 def cases(module: str, small: bool) -> list[Case]:

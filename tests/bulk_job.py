@@ -17,19 +17,19 @@ UNREADABLE, NOT_FINITE = 17, 41
 class Data:
     """Rows of numbers, one of them not finite and one that cannot be read; slow, if asked to be."""
 
-    def __init__(self, seconds=0.0):
+    def __init__(self, seconds=0.0, unreadable=(UNREADABLE,)):
         import numpy as np
 
         self.rows = np.random.default_rng(1).normal(size=(SAMPLES, 6)).astype(np.float32)
         self.rows[NOT_FINITE, 2] = np.nan
-        self.seconds = seconds
+        self.seconds, self.unreadable = seconds, unreadable
 
     def __len__(self):
         return SAMPLES
 
     def __getitem__(self, index):
         time.sleep(self.seconds)
-        if index == UNREADABLE:
+        if index in self.unreadable:
             raise OSError("the disk has a scratch")
         return self.rows[index]
 
@@ -106,6 +106,7 @@ def main():
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--mesh", choices=["data", "model"], help="what processes share")
+    parser.add_argument("--unreadable", type=int, nargs="*", default=[], help="more of them")
     parser.add_argument("--scale", type=float, default=1.0, help="of the parameters")
     parser.add_argument("--largest-file", type=int, help="bytes; as if the disk were full")
     given = parser.parse_args()
@@ -125,6 +126,9 @@ def main():
     made = job(given.store, given.slow)
     if given.mesh:
         made = over_mesh(given.store, given.slow, given.mesh)
+    if given.unreadable:
+        data = Data(given.slow, (UNREADABLE, *given.unreadable))
+        made = dataclasses.replace(made, data=data)
     if given.scale != 1:
         scaled = jax.tree.map(lambda a: a * given.scale, made.params)
         made = dataclasses.replace(made, params=scaled)

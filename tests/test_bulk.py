@@ -1,5 +1,6 @@
 """Attribution of whole data sets, in one process: against plain calls of `relax.lrp`."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -231,6 +232,30 @@ def test_a_parameter_that_is_closed_over_is_compared(tmp_path):
         bulk.run(job(tmp_path / "s.zarr", f=of(2.0)))
 
 
+def test_a_constant_in_a_call_in_the_program_is_compared(tmp_path):
+    def keep(constant):
+        times = jax.jit(lambda relevance: relevance * constant)
+        return {"relevance": lambda explained: times(explained.relevance)}
+
+    bulk.run(job(tmp_path / "s.zarr", keep=keep(np.arange(6.0)[None])))
+    with pytest.raises(StoreError, match="program"):
+        bulk.run(job(tmp_path / "s.zarr", keep=keep(np.arange(1.0, 7.0)[None])))
+
+
+def test_a_process_whose_run_is_over_writes_nothing(tmp_path):
+    """It had no lock yet when its first process died and another run began."""
+    from relax.bulk._team import Team
+
+    team = Team.__new__(Team)
+    team.index, team.count = 1, 2
+    team._folder, team._run = tmp_path, "00"
+    (tmp_path / "00-here.json").write_text("true")
+    team.check()
+    (tmp_path / "00-here.json").unlink()
+    with pytest.raises(StoreError, match="Another run of the job has begun"):
+        team.check()
+
+
 def test_two_writers_are_refused(copy):
     from relax.bulk._manifest import lock
 
@@ -317,6 +342,32 @@ def test_targets_that_are_none_of_the_outputs(tmp_path):
         bulk.run(job(tmp_path / "t.zarr", data=rows, target=np.full(6, 2**40)))
 
 
+def test_samples_that_could_not_be_read_are_tried_again_when_asked(tmp_path):
+    """As after an outage; the store is then that of a run without one."""
+    path, healthy = tmp_path / "s.zarr", bulk_job.Data(unreadable=())
+    bulk.run(job(path))
+    assert bulk.run(job(path, data=healthy)).computed == 0
+    assert UNREADABLE in dict(bulk.Store(path).bad)
+    summary = bulk.run(job(path, data=healthy), retry=True)
+    assert summary.computed == CHUNK
+    assert [index for index, _ in summary.bad] == [NOT_FINITE]
+    bulk.run(job(tmp_path / "other.zarr", data=healthy))
+    assert content(path) == content(tmp_path / "other.zarr")
+    assert bulk.run(job(path, data=healthy), retry=True).computed == 0
+
+
+def test_a_reason_is_the_same_in_each_run(tmp_path):
+    class Broken(bulk_job.Data):
+        def __getitem__(self, index):
+            if index == 30:
+                raise ValueError(f"cannot identify {object()!r}")
+            return super().__getitem__(index)
+
+    summary = bulk.run(job(tmp_path / "s.zarr", data=Broken()))
+    reason = dict(summary.bad)[30]
+    assert reason == "cannot be read: ValueError: cannot identify <object object>"
+
+
 def test_a_sample_is_what_most_of_the_first_ones_are(tmp_path):
     rows = list(np.nan_to_num(ROWS)[:9])
     rows[0] = rows[0][:, None]
@@ -354,6 +405,12 @@ def test_arrays_whose_names_nest(tmp_path):
     names = bulk.Store(path).names
     assert "kept/a/self" in names
     assert "kept/a/b" in names
+
+
+def test_an_array_with_the_name_of_a_temporary_file(tmp_path):
+    keep = {"a.tmp-1": bulk.Relevance()}
+    bulk.run(job(tmp_path / "s.zarr", keep=keep))
+    assert bulk.run(job(tmp_path / "s.zarr", keep=keep)).computed == 0
 
 
 def test_an_array_that_cannot_be_opened(copy):
@@ -646,6 +703,17 @@ def in_two_files(tmp_path):
     return index
 
 
+def test_restore_through_links(in_two_files, tmp_path):
+    """As in a cache of Hugging Face: names that lead to files named by their digests."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for number, file in enumerate(sorted(in_two_files.parent.glob("model*"))):
+        blob = file.rename(tmp_path / f"blob{number}")
+        (links / file.name).symlink_to(blob)
+    for path in (links, links / in_two_files.name):
+        jax.tree.map(np.testing.assert_array_equal, bulk.restore(path), parameters())
+
+
 def test_restore_of_several_files(in_two_files):
     for path in (in_two_files.parent, in_two_files):
         jax.tree.map(np.testing.assert_array_equal, bulk.restore(path), parameters())
@@ -724,8 +792,28 @@ def test_a_mesh_with_sharded_parameters(whole, tmp_path):
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
     assert got.bad == want.bad
     assert bulk.run(over_mesh(tmp_path / "mesh.zarr", 0.0)).computed == 0
+    made = over_mesh(tmp_path / "mesh.zarr", 0.0)
+    whole_on_each = jax.device_put(made.params, jax.NamedSharding(made.mesh, jax.P()))
+    for changes, named in (
+        ({"params": whole_on_each}, "sharding hidden/kernel"),
+        ({"data_axes": ("data", "model")}, "mesh"),
+    ):
+        with pytest.raises(StoreError, match=named):
+            bulk.run(dataclasses.replace(made, **changes))
     mesh = jax.make_mesh((4,), ("data",))
     with pytest.raises(ArgumentError, match="is not on the mesh"):
         bulk.run(job(tmp_path / "other.zarr", mesh=mesh))
     with pytest.raises(ArgumentError, match="data_axes"):
         bulk.run(job(tmp_path / "other.zarr", mesh=mesh, data_axes="batch"))
+
+
+def test_a_mesh_without_a_process_is_refused(tmp_path, monkeypatch):
+    from bulk_job import over_mesh
+
+    from relax.bulk._job import Prepared
+    from relax.bulk._rounds import over_mesh as machine
+
+    made = over_mesh(tmp_path / "mesh.zarr", 0.0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ArgumentError, match="devices of process 0, of 2"):
+        machine(Prepared(made), made.mesh)

@@ -182,6 +182,24 @@ def test_a_mesh_over_two_processes(tmp_path, undisturbed, shared):
 
 
 @pytest.mark.slow
+def test_a_sample_that_one_of_two_processes_cannot_read(tmp_path):
+    """Of batches that both compute: it is bad for both, whichever of them writes its chunk."""
+    whole, path = tmp_path / "whole.zarr", tmp_path / "path.zarr"
+    ended(*start_two(whole, "--mesh", "model"))
+    lost = (20, 27)  # in chunks of process 1 and of process 0
+    ended(*start_two(path, "--mesh", "model", second=("--unreadable", *lost)))
+    one, two = bulk.Store(whole), bulk.Store(path)
+    assert two.bad == sorted(
+        [*one.bad, *((index, dict(two.bad)[index]) for index in lost)], key=lambda pair: pair[0]
+    )
+    assert all("cannot be read" in dict(two.bad)[index] for index in lost)
+    left = np.delete(np.arange(SAMPLES), lost)
+    got, want = np.asarray(two["relevance"]), np.asarray(one["relevance"])
+    np.testing.assert_array_equal(got[left], want[left])
+    assert np.isnan(got[list(lost)]).all()
+
+
+@pytest.mark.slow
 def test_killed_at_random(tmp_path, undisturbed):
     """Twelve times, one process or the other, at whatever moment."""
     rng, path = np.random.default_rng(0), tmp_path / "random.zarr"

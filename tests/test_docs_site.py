@@ -73,6 +73,7 @@ def public():
             yield f"relax.{name}"
         elif name != "adapters":
             yield from names_of(f"relax.{name}")
+    yield from names_of("relax.cli")
     for found in pkgutil.iter_modules(importlib.import_module("relax.adapters").__path__):
         if not found.name.startswith("_"):
             yield from names_of(f"relax.adapters.{found.name}")

@@ -49,7 +49,7 @@ def restore(path: str | os.PathLike[str], like: Any = None, shardings: Any = Non
       >>> print(bulk.restore(path)["head"]["kernel"].shape)
       (2, 3)
     """
-    path = Path(path).expanduser().resolve()
+    path = Path(path).expanduser().absolute()  # a link may have the name that tells what it is
     if not path.exists():
         raise ArgumentError(f"restore: {path} is not there.")
     whole = shardings is None or isinstance(shardings, jax.sharding.Sharding)
@@ -91,20 +91,20 @@ def _orbax(path: Path, like: Any, shardings: Any, whole: bool) -> Any:
             raise ArgumentError(f"restore: {path} is not what was expected: {error}") from error
 
 
-def _parts(path: Path) -> tuple[list[Path], set[str]]:
-    """The ``.safetensors`` files of a checkpoint, and the names that its index has.
+def _parts(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The ``.safetensors`` files of a checkpoint, and, if it has an index, which has what.
 
     Raises:
       ArgumentError: there are several and no index of them; the index is damaged.
     """
     if path.name.endswith(_FILE):
-        return [path], set()
+        return [path], {}
     if path.is_dir():
         found = sorted(path.glob("*" + _INDEX))
         if len(found) != 1:
             files = sorted(path.glob("*" + _FILE))
             if len(files) == 1:
-                return files, set()
+                return files, {}
             raise ArgumentError(
                 f"restore: {path} has {len(files)} files of safetensors and {len(found)} indices; "
                 "name the one that is meant."
@@ -117,7 +117,7 @@ def _parts(path: Path) -> tuple[list[Path], set[str]]:
     for file in parts.values():
         if Path(file).name != file:
             raise ArgumentError(f"restore: {path} names {file}, which is not beside it.")
-    return [path.parent / file for file in sorted(set(parts.values()))], set(parts)
+    return [path.parent / file for file in sorted(set(parts.values()))], parts
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -143,9 +143,13 @@ def _tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, Any]:
             file = opened.enter_context(safe_open(part, framework="numpy"))
         except (SafetensorError, OSError) as error:
             raise ArgumentError(f"restore: {part} cannot be read: {_words(error)}") from error
-        found.update(dict.fromkeys(file.keys(), file))
-    if lost := sorted(listed - found.keys()):
-        raise ArgumentError(f"restore: {path} lists {lost[0]}, which is in none of its files.")
+        for name in file.keys():  # noqa: SIM118
+            if listed.get(name, part.name) == part.name:
+                found[name] = file
+    if lost := sorted(listed.keys() - found.keys()):
+        raise ArgumentError(
+            f"restore: {path} lists {lost[0]}, which is not in the file that it names."
+        )
     return found
 
 

@@ -179,17 +179,28 @@ class Files:
         for name in self.arrays:
             self.opened(name)
 
-    def damaged(self, chunks: Iterable[int]) -> list[int]:
-        """Those that are not there whole; the record of such a one is taken away."""
+    def damaged(self, chunks: Iterable[int], reason: str | None = None) -> list[int]:
+        """Those that are not there whole; the record of such a one is taken away.
+
+        With a ``reason`` also those that have a bad sample whose reason begins so.
+        """
         chunks = list(chunks)
         with ThreadPoolExecutor(8) as pool:
             whole = list(pool.map(self.is_whole, chunks))
-        found = [chunk for chunk, good in zip(chunks, whole, strict=True) if not good]
+        found = [
+            chunk
+            for chunk, good in zip(chunks, whole, strict=True)
+            if not good or (reason is not None and self._has(chunk, reason))
+        ]
         if found:
             (own(self.path) / _FINISHED).unlink(missing_ok=True)
         for chunk in found:
             self._record(chunk).unlink(missing_ok=True)
         return found
+
+    def _has(self, chunk: int, reason: str) -> bool:
+        found = self.record(chunk)
+        return found is not None and any(why.startswith(reason) for _, why in found.bad)
 
     def finish(self) -> None:
         """Says that every chunk is there, with a digest of all."""
@@ -273,5 +284,5 @@ def tidy(path: Path) -> None:
             file = Path(folder) / name
             if file.is_symlink():
                 raise StoreError(f"{file} is a link: nothing is written through it. Remove it.")
-            if _TEMPORARY in name or name.endswith(".__lock"):
+            if name in files and (_TEMPORARY in name or name.endswith(".__lock")):
                 file.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from relax._errors import ArgumentError
@@ -19,7 +20,7 @@ from relax._paths import path_name
 from relax.rules._base import describe
 
 _PROBED = 16  # samples that stand for the data
-_OBJECT = re.compile(r" at 0x[0-9a-f]+")
+OBJECT = re.compile(r" at 0x[0-9a-f]+")  # an address, which is another in each run
 _ID = re.compile(r"\bid=\d+")
 
 
@@ -40,6 +41,12 @@ def parameters(params: Any) -> dict[str, str]:
         sums = np.asarray(_everywhere(leaf)(leaf))
         found[name] = f"{leaf.dtype}{list(leaf.shape)} " + "".join(f"{int(s):08x}" for s in sums)
     return found
+
+
+def shardings(params: Any) -> dict[str, str]:
+    """How each array lies on a mesh."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {path_name(keys) or "params": str(leaf.sharding.spec) for keys, leaf in leaves}
 
 
 def _everywhere(leaf: Any) -> Any:
@@ -89,8 +96,24 @@ def _words(a: jax.Array) -> jax.Array:
 def program(function: Any, *shapes: Any) -> str:
     """A digest of all that a function computes: of its jaxpr, and of the arrays in it."""
     closed = jax.make_jaxpr(function)(*shapes)
-    text = str(closed.jaxpr) + str(parameters(list(closed.consts)))
-    return _digest(_ID.sub("", _OBJECT.sub("", text)).encode())
+    text = str(closed.jaxpr) + str(parameters(list(_constants(closed))))
+    return _digest(_ID.sub("", OBJECT.sub("", text)).encode())
+
+
+def _constants(closed: core.ClosedJaxpr) -> Iterator[Any]:
+    """The arrays in a program, and in the calls in it, in order."""
+    yield from closed.consts
+    for equation in closed.jaxpr.eqns:
+        held = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program)
+        for inner in held:
+            if isinstance(inner, core.ClosedJaxpr):
+                yield from _constants(inner)
+            elif isinstance(inner, core.Jaxpr):
+                yield from _constants(core.ClosedJaxpr(inner, ()))
+
+
+def _is_program(a: Any) -> bool:
+    return isinstance(a, core.ClosedJaxpr | core.Jaxpr)
 
 
 def rule_of_each_layer(f: Any, rules: Any, params: Any, x: Any) -> dict[str, str]:
@@ -113,7 +136,7 @@ def explained_by(method: Any) -> str:
         text = f"{explained_by(method.func)}({', '.join(options)})"
     else:
         text = f"{getattr(method, '__module__', '')}.{getattr(method, '__qualname__', method)}"
-    return _OBJECT.sub("", text)
+    return OBJECT.sub("", text)
 
 
 def data(samples: Any) -> dict[str, str]:

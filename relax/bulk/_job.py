@@ -131,17 +131,23 @@ class Prepared:
         samples = min(_CHUNK_BYTES // max(widest, 1), _CHUNK_SAMPLES, self.samples.count + size - 1)
         return max(1, samples // size) * size
 
+    def _layout(self, mesh: jax.sharding.Mesh) -> str:
+        """Axes, those of samples, the process of each device: on all of them the bits depend."""
+        processes = " ".join(str(device.process_index) for device in mesh.devices.flat)
+        return f"{dict(mesh.shape)}, samples over {self.axes}, devices of processes {processes}"
+
     def made_of(self) -> dict[str, Any]:
         """What the results are made of, to be compared with that of a store."""
         job = self.job
-        device = jax.devices()[0]
+        device = jax.local_devices()[0]
         return {
             "relax": relax.__version__,
             "jax": f"{jax.__version__}, jaxlib {version('jaxlib')}",
             "XLA_FLAGS": _without_devices(os.environ.get("XLA_FLAGS", "")),
             "device": f"{device.platform}, {device.device_kind}",
             "batch_size": job.batch_size,
-            "mesh": "" if job.mesh is None else str(dict(job.mesh.shape)),
+            "mesh": "" if job.mesh is None else self._layout(job.mesh),
+            "sharding": {} if job.mesh is None else _fingerprint.shardings(job.params),
             "dtype": str(self.dtype or "as it is"),
             "precision": str(getattr(jax.config, "jax_default_matmul_precision", None)),
             "version": job.version,

@@ -75,10 +75,24 @@ def local(prepared: Prepared) -> Machine:
 
 
 def over_mesh(prepared: Prepared, mesh: jax.sharding.Mesh) -> Machine:
-    """The mesh of the job: parameters as they are sharded, batches over the data axes."""
+    """The mesh of the job: parameters as they are sharded, batches over the data axes.
+
+    A batch that lies on devices of several processes is read by each of them. A sample that one of
+    them cannot read is bad for all: every device says what its process found, and the worst counts.
+    """
     size = prepared.job.batch_size
+    at_work = {device.process_index for device in mesh.devices.flat}
+    if at_work != set(range(jax.process_count())):
+        raise ArgumentError(
+            f"Job(mesh=...): it has devices of process {', '.join(map(str, sorted(at_work)))}, of "
+            f"{jax.process_count()}.\n"
+            "  Make the mesh of jax.devices(), which are those of all processes."
+        )
     places = int(np.prod([mesh.shape[axis] for axis in prepared.axes]))
+    others = tuple(axis for axis in mesh.axis_names if axis not in prepared.axes)
+    copies = int(np.prod([mesh.shape[axis] for axis in others]))
     split = NamedSharding(mesh, P(prepared.axes))
+    of_each_copy = NamedSharding(mesh, P(others or None, prepared.axes))
     held_by: dict[int, set[int]] = {place: set() for place in range(places)}
     for device, index in split.devices_indices_map((places,)).items():
         for place in range(places)[_first(index)]:
@@ -86,22 +100,29 @@ def over_mesh(prepared: Prepared, mesh: jax.sharding.Mesh) -> Machine:
     holders = tuple(tuple(sorted(held)) for held in held_by.values())
 
     def put(batches: dict[int, Batch]) -> tuple[Any, Any, Any]:
-        parts = {place: _as_jax(tuple(batch[:3])) for place, batch in batches.items()}
-        leaves = {place: jax.tree.leaves(part) for place, part in parts.items()}
-        one = next(iter(parts))
-        treedef = jax.tree.structure(parts[one])
-        joined = []
-        for number, leaf in enumerate(leaves[one]):
+        def rows(index: slice, parts: Sequence[np.ndarray]) -> np.ndarray:
+            first, last, _ = index.indices(places * size)
+            at = dict(zip(batches, parts, strict=True))
+            return np.concatenate([at[place] for place in range(first // size, last // size)])
 
-            def rows(index: Any, number: int = number) -> np.ndarray:
-                first, last, _ = _first(index).indices(places * size)
-                return np.concatenate(
-                    [leaves[p][number] for p in range(first // size, last // size)]
-                )
+        def joined(*parts: np.ndarray) -> jax.Array:
+            shape = (places * size, *parts[0].shape[1:])
+            return jax.make_array_from_callback(
+                shape, split, lambda index: rows(_first(index), parts)
+            )
 
-            shape = (places * size, *leaf.shape[1:])
-            joined.append(jax.make_array_from_callback(shape, split, rows))
-        return jax.tree.unflatten(treedef, joined)
+        def of_this_process(index: Any) -> np.ndarray:
+            found = rows(index[1], [batch.status for batch in batches.values()])
+            return np.broadcast_to(found, (len(range(copies)[index[0]]), found.size))
+
+        x, target = jax.tree.map(joined, *(_as_jax(tuple(b[:2])) for b in batches.values()))
+        status = jax.make_array_from_callback(
+            (copies, places * size), of_each_copy, of_this_process
+        )
+        return x, target, status
+
+    def step(params: Any, x: Any, target: Any, status: jax.Array) -> Any:
+        return prepared.step(params, x, target, status.max(0))
 
     for leaf in jax.tree.leaves(prepared.job.params):
         sharding = getattr(leaf, "sharding", None)
@@ -111,7 +132,7 @@ def over_mesh(prepared: Prepared, mesh: jax.sharding.Mesh) -> Machine:
                 "  Put all of them there: jax.device_put(params, shardings), or "
                 "relax.bulk.restore(path, like, shardings)."
             )
-    call = jax.jit(prepared.step, out_shardings=split)
+    call = jax.jit(step, out_shardings=split)
     return Machine(holders, prepared.job.params, put, call)
 
 

@@ -18,7 +18,7 @@ from relax.bulk import _manifest
 from relax.bulk._files import Files, tidy
 from relax.bulk._job import Job, Prepared
 from relax.bulk._rounds import Machine, fetching, local, over_mesh, rounds
-from relax.bulk._samples import GOOD, REASONS, Batch
+from relax.bulk._samples import GOOD, REASONS, UNREADABLE, Batch
 from relax.bulk._team import Team
 from relax.bulk._watch import Summary, Watch, log
 
@@ -28,7 +28,7 @@ _WRITERS = min(8, max(2, os.cpu_count() or 2))
 _LOOK_EVERY = 10.0  # seconds, whether another process has failed
 
 
-def run(job: Job) -> Summary:
+def run(job: Job, retry: bool = False) -> Summary:
     """Explains a whole data set, and writes what is kept to the job's store.
 
     What a run before has finished is not computed again: end it whenever you like, in any way, and
@@ -38,6 +38,8 @@ def run(job: Job) -> Summary:
 
     Args:
       job: what is explained, and how; on each process the same.
+      retry: whether chunks with a sample that could not be read are computed again, as after an
+        outage of what the samples are read from. Otherwise such a sample stays as it is.
 
     Returns:
       A `Summary`.
@@ -63,23 +65,20 @@ def run(job: Job) -> Summary:
       True [1. 0. 0.] 10.0
     """
     prepared = Prepared(job)
-    team = Team(prepared.path)
     files = Files(prepared.path, prepared.samples.count, prepared.chunk, prepared.arrays, True)
     try:
-        watch = _run(prepared, files, team)
+        team = Team(prepared.path)
+        with team.told_of_errors():
+            watch = _run(prepared, files, team, retry)
     except OSError as error:
-        team.fail(error)
         raise StoreError(
             f"{files.path} cannot be written: {error}.\n"
             "  What is finished is safe. Make room, and run the job again."
         ) from error
-    except BaseException as error:
-        team.fail(error)
-        raise
     return _summary(files, watch)
 
 
-def _run(prepared: Prepared, files: Files, team: Team) -> Watch:
+def _run(prepared: Prepared, files: Files, team: Team, retry: bool) -> Watch:
     """All of a run, under the lock of the store."""
     mesh = prepared.job.mesh
     machine = local(prepared) if mesh is None else over_mesh(prepared, mesh)
@@ -87,11 +86,10 @@ def _run(prepared: Prepared, files: Files, team: Team) -> Watch:
     with contextlib.ExitStack() as held:
         if team.leads:
             try:
-                _open(files, made_of, held)
+                _open(files, made_of, held, team)
             except Exception as error:
                 team.tell("store", {"refused": str(error)})
                 raise
-            team.leave()
             team.tell("store", {})
         else:
             told = team.hear("store")
@@ -99,22 +97,25 @@ def _run(prepared: Prepared, files: Files, team: Team) -> Watch:
                 raise StoreError(f"Process 0 has refused: {told['refused']}")
             _check_alike(files, made_of, team)
             held.callback(_manifest.lock(files.path, team.index).release)
-        todo = _left(files, team)
+            team.check()  # while this process had no lock another run may have begun
+        todo = _left(files, team, retry)
         mine = todo if mesh is not None else todo[team.index :: team.count]
         watch = _Loop(prepared, files, machine, team).run(mine)
         if team.leads:
             team.wait(lambda: _all_there(files, todo))
             files.finish()
+            team.tell("done", {})
         else:
-            team.wait(lambda: files.finished)
+            team.hear("done")
     return watch
 
 
-def _open(files: Files, made_of: dict[str, Any], held: contextlib.ExitStack) -> None:
+def _open(files: Files, made_of: dict[str, Any], held: contextlib.ExitStack, team: Team) -> None:
     """The store of this job, locked until the end, with nothing in it that is not of it."""
     manifest = _manifest.read_manifest(files.path)
     files.path.mkdir(parents=True, exist_ok=True)
     held.callback(_manifest.lock(files.path).release)
+    team.leave()  # first: who has no lock yet finds that its run is over
     _manifest.wait_for_stragglers(files.path)
     manifest = _manifest.read_manifest(files.path)  # somebody may have made it in between
     tidy(files.path)
@@ -126,10 +127,10 @@ def _open(files: Files, made_of: dict[str, Any], held: contextlib.ExitStack) -> 
     files.make_arrays()
 
 
-def _left(files: Files, team: Team) -> list[int]:
+def _left(files: Files, team: Team, retry: bool) -> list[int]:
     """The chunks that have to be computed; each process looks at its share of those there are."""
     share = range(team.index, files.chunks, team.count)
-    found = team.gather("damaged", files.damaged(share))
+    found = team.gather("damaged", files.damaged(share, REASONS[UNREADABLE] if retry else None))
     if team.leads:
         todo = sorted(c for of_process in found for c in of_process)
         if len(todo) < files.chunks:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from relax._errors import ArgumentError
+from relax.bulk._fingerprint import OBJECT
 
 GOOD, UNREADABLE, OTHER_SHAPE, NOT_FINITE, NOT_FINITE_RELEVANCE, BAD_TARGET, ABSENT = range(7)
 _VOTES = 5  # samples that are asked what a sample is like
@@ -197,6 +198,6 @@ def _kind(a: np.ndarray) -> str:
 
 
 def _words(error: Exception) -> str:
-    """On one line, and not without end."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """On one line, the same in each run, and not without end."""
+    text = OBJECT.sub("", " ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 300 else text[:297] + "..."

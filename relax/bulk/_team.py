@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from relax.bulk._files import own, write_whole
 from relax.bulk._manifest import read_manifest
 from relax.bulk._watch import log
 
-_POLL, _LINE_EVERY, _SHARED = 0.1, 60.0, 60.0  # seconds
+_POLL, _LINE_EVERY = 0.1, 60.0  # seconds
+_SHARED = 150.0  # seconds; a network file system may show a new folder after sixty
 
 
 class Team:
@@ -54,7 +55,6 @@ class Team:
                 raise StoreError(f"Process 0 has refused {path}: see what it says.")
         if refused is not None:
             raise refused
-        self.tell("here", True)
         if self.count > 1:
             self._meet(path)
 
@@ -62,10 +62,20 @@ class Team:
         """Sees to it that the folder is one and the same for all; they are all here yet."""
         from jax.experimental import multihost_utils
 
+        problem = None
+        try:
+            self.tell("here", True)
+        except OSError as error:
+            problem = error
         end = time.monotonic() + _SHARED
-        while not (seen := self._file("here").is_file()) and time.monotonic() < end:
+        while problem is None and not self._file("here").is_file() and time.monotonic() < end:
             time.sleep(_POLL)
+        seen = problem is None and self._file("here").is_file()
         blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.array(seen))))
+        if problem is not None:
+            raise problem
+        if 0 in blind:
+            raise StoreError(f"Process 0 cannot write to {path}: see what it says.")
         if blind.size:
             raise StoreError(
                 f"{path} of process {', '.join(map(str, blind))} is not the folder of process 0: "
@@ -106,11 +116,16 @@ class Team:
         self.wait(lambda: all(file.is_file() for file in files))
         return [json.loads(file.read_text()) for file in files]
 
-    def fail(self, error: BaseException) -> None:
-        """Lets the others know, so that they do not wait."""
-        if self.count > 1:
-            with contextlib.suppress(OSError):  # of a full disk: jax.distributed ends the others
-                write_whole(self._file("failed"), f"process {self.index}: {error}")
+    @contextlib.contextmanager
+    def told_of_errors(self) -> Iterator[None]:
+        """Lets the others know what is raised inside, so that they do not wait."""
+        try:
+            yield
+        except BaseException as error:
+            if self.count > 1:
+                with contextlib.suppress(OSError):  # a full disk: jax.distributed ends the others
+                    write_whole(self._file("failed"), f"process {self.index}: {error}")
+            raise
 
     def wait(self, until: Callable[[], bool]) -> None:
         """Until something is so; a line a minute says that it is waited for.
@@ -128,10 +143,12 @@ class Team:
                 log.info("process %d waits for the others, %.0f s", self.index, now - start)
 
     def check(self) -> None:
-        """Raises a StoreError if another process has failed."""
+        """Raises a StoreError if another process has failed, or another run has begun."""
         failed = self._file("failed")
         if self.count > 1 and failed.is_file():
             raise StoreError(f"The run was given up by {json.loads(failed.read_text())}")
+        if self.count > 1 and not self._file("here").is_file():
+            raise StoreError("Another run of the job has begun; this one is over.")
 
     def leave(self) -> None:
         """The leading process takes away what was told in earlier runs."""

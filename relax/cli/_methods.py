@@ -111,7 +111,7 @@ def _rules() -> dict[str, Callable[..., Any]]:
         if isinstance(made, type)
         and issubclass(made, rules.Rule)
         and dataclasses.is_dataclass(made)  # the others are bases
-        and name != "Custom"  # is a function's own
+        and name not in ("Custom", "Mask")  # of a function, of an array: not to be written as text
     }
 
 

@@ -132,7 +132,8 @@ def command(
     click.echo(f"by         {chosen.call}")
     click.echo(f"relevance  sums to {relevance.sum():.4g}")
     if chosen.rules is not None:
-        click.echo("           where the rest stays: python -m relax plan --account PICTURE")
+        click.echo("           where the rest stays: python -m relax plan --account PICTURE, with")
+        click.echo("           the same options of model, rules and target")
     title = name if shares is None else f"{name}, {shares[index]:.1%}"
     for path in paths:
         if path.suffix.lower() == ".npz":

@@ -18,6 +18,7 @@ def _command(
     file: str,
     name: str,
     dry_run: bool,
+    retry: bool,
     distributed: bool,
     coordinator: str | None,
     processes: int | None,
@@ -46,7 +47,7 @@ def _command(
     if dry_run:
         click.echo(described(Prepared(job)))
         return
-    summary = run(job)
+    summary = run(job, retry)
     if jax.process_index() == 0:
         click.echo(str(summary))
 
@@ -108,6 +109,12 @@ command = Command(
             section="Job",
             is_flag=True,
             help="Check the job, and tell what would be written.",
+        ),
+        Section(
+            ["--retry"],
+            section="Job",
+            is_flag=True,
+            help="Try samples again that could not be read, as after an outage.",
         ),
         Section(
             ["--distributed"],
