@@ -173,9 +173,10 @@ def _explainable(leaf: Any, name: str) -> Any:
     if isinstance(leaf, (float, complex)) and not is_array(leaf):
         return jnp.asarray(leaf)
     if not is_array(leaf):
+        instead = "Give numpy.asarray of it, close" if isinstance(leaf, int) else "Close"
         raise ArgumentError(
             f"The explained argument `{name}` holds {leaf!r}, which is no array.\n"
-            "  Close over it, or choose other argnums."
+            f"  {instead} over it, or choose other argnums."
         )
     dtype: Any = getattr(leaf, "dtype", None)
     try:

@@ -239,6 +239,18 @@ def test_trained_modules_are_params(transformer):
     np.testing.assert_allclose(g(Stateful(model, state), x), want, rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_params_of_another_width(dtype):
+    """Whatever floats: also as tracers, and as shapes alone."""
+    module, x = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)), jnp.ones(3)
+    f, params = to_jax(module)
+    cast = jax.tree.map(lambda a: a.astype(dtype), params)
+    np.testing.assert_allclose(f(cast, x), module(x), rtol=0.05, atol=0.02)
+    assert jax.eval_shape(f, jax.eval_shape(lambda p: p, cast), x).shape == (2,)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), cast)
+    assert jax.vmap(f, (0, None))(stacked, x).shape == (2, 2)
+
+
 def test_modules_of_all_kinds():
     """Sequential with state, shared weights, wrapped calls, dicts and tuples of modules."""
     key = jax.random.key(0)
@@ -325,6 +337,8 @@ def test_errors(transformer):
     ids = jnp.array([1, 2, 3])
     other = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     fewer = eqx.tree_at(lambda m: m.blocks, params, params.blocks[:1])
+    small, _ = to_jax(eqx.nn.Linear(3, 2, key=jax.random.key(0)))
+    counts = eqx.tree_at(lambda m: m.weight, other, jnp.ones((2, 2), jnp.int32))
     for call, words in (
         (lambda: to_jax(jnp.sin), r"is no eqx.Module.\n.*f\(params, x\)"),
         (lambda: to_jax(Net), r"Net is no eqx.Module.\n.*not its class"),
@@ -334,6 +348,11 @@ def test_errors(transformer):
         (lambda: to_jax(transformer, method="last"), r"method='last'.*Transformer has no such"),
         (lambda: f(other, ids), r"params has `weight` where the module has `embed/weight`"),
         (lambda: f(fewer, ids), r"(?s)params has \d+ arrays; the module has \d+.*to_jax returned"),
+        (
+            lambda: small(other, jnp.ones(2)),
+            r"params `weight` has shape \(2, 2\); the model has \(2, 3\)",
+        ),
+        (lambda: to_jax(other)[0](counts, jnp.ones(2)), "params `weight` is of int32; the model"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()

@@ -154,18 +154,19 @@ def test_a_model_that_trains_on(x):
     assert not np.allclose(f(trained, x), before, rtol=1e-3)
 
 
-def test_a_softmax_at_the_end(x):
+@pytest.mark.parametrize("output", ["logits", "logit"])
+def test_a_softmax_at_the_end(x, output):
     """output="logits" is what goes into it; the probability is warned of."""
     model = net(ending="softmax")
     f, params = to_jax(model)
-    g, _ = to_jax(model, output="logits")
+    g, _ = to_jax(model, output=output)
     np.testing.assert_allclose(g(params, x), bare(weights(), sample()), **SINGLE)
     np.testing.assert_allclose(f(params, x), jax.nn.softmax(g(params, x)), rtol=1e-5)
     want = relax.lrp(bare, target=1)(weights(), sample())
     np.testing.assert_allclose(relax.lrp(g, target=1)(params, x), want, **SINGLE)
     with pytest.warns(relax.RelaxWarning, match="probability"):
         relax.lrp(f, target=1)(params, x)
-    plain, params = to_jax(net(), output="logits")
+    plain, params = to_jax(net(), output=output)
     with pytest.raises(relax.ArgumentError, match="no softmax"):
         plain(params, x)
 
@@ -275,6 +276,8 @@ def test_errors(model, x):
     fewer = {name: a for name, a in params.items() if name != "net/head/bias"}
     more = params | {"net/head/bais": params["net/head/bias"]}
     other = params | {"net/head/bias": jnp.zeros(4)}
+    counts = params | {"net/head/bias": jnp.zeros(3, jnp.int32)}
+    nothing = params | {"net/head/bias": None}
     for call, words in (
         (lambda: to_jax(keras.Sequential([layers.Dense(2)])), r"is not built.*\n.*keras.Input"),
         (lambda: to_jax(layers.Dense(2)), "Dense `dense.*` is not built"),
@@ -284,6 +287,9 @@ def test_errors(model, x):
         (lambda: f(fewer, x), r"params lacks `net/head/bias`.\n  It has .*net/head/kernel"),
         (lambda: f(more, x), r"`net/head/bais`, which is no weight.*\n.*net/head/bias"),
         (lambda: f(other, x), r"'net/head/bias'\] has shape \(4,\); the model has \(3,\)"),
+        (lambda: f(counts, x), r"'net/head/bias'\] is of int32; the model has float32"),
+        (lambda: f(nothing, x), r"'net/head/bias'\] is a NoneType; expected an array .*\(3,\)"),
+        (lambda: f({}, x), r"params lacks `.*`.\n  It has nothing\."),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()

@@ -87,7 +87,7 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("output", ["logit", "probability"])
+@pytest.mark.parametrize("output", ["logits", "logit", "probability"])
 def test_forward(convolutional, written, rng, output):
     """Number for number what naive loops give, all layers, one sample as well."""
     path = written(text_of(convolutional))
@@ -219,11 +219,37 @@ def test_what_does_not_fit(convolutional, written, rng):
     path = written("Linear 2 2\n1 2 3 4\n0 0\n")
     with pytest.raises(relax.ArgumentError, match="ends in Linear, not in SoftMax"):
         to_jax(path, output="probability")
-    with pytest.raises(relax.ArgumentError, match='"logit" or "probability"'):
+    with pytest.raises(relax.ArgumentError, match='"logits" or "probability"'):
         to_jax(path, output="prediction")
     f, params = to_jax(path)
     with pytest.raises(relax.ArgumentError, match=r"expected \(samples, features\), or"):
         f(params, rng.normal(size=(1, 1, 2)))
+
+
+def test_params_that_are_not_those_of_the_model(written):
+    """What is missing, unknown or of another shape, by name; any width of floats will do."""
+    f, params = to_jax(written("Linear 2 3\n1 2 3 4 5 6\n0 0 0\nRect\nLinear 3 1\n1 1 1\n0\n"))
+    first, x = params["Linear0"], np.ones((1, 2))
+    for given, words in (
+        (None, "params is a NoneType; expected the dict"),
+        ({"Linear0": first}, r"params lacks `Linear2`.\n  It has Linear0\."),
+        (params | {"Linear0": None}, r"params\['Linear0'\] is a NoneType; expected the dict"),
+        (params | {"Linear0": {"kernel": first["kernel"]}}, r"\['Linear0'\] lacks `bias`"),
+        (params | {"Linear1": first}, "has `Linear1`, which is no weight of the model"),
+        (
+            params | {"Linear0": first | {"bias": jnp.zeros(1)}},
+            r"\['Linear0'\]\['bias'\] has shape \(1,\); the model has \(3,\)",
+        ),
+        (
+            params | {"Linear0": first | {"bias": [0.0, 0.0, 0.0]}},
+            r"\['bias'\] is a list; expected an array",
+        ),
+    ):
+        with pytest.raises(relax.ArgumentError, match=words):
+            f(given, x)
+    narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    np.testing.assert_allclose(f(narrow, x), f(params, x), rtol=1e-2)
+    assert jax.eval_shape(f, jax.eval_shape(lambda p: p, narrow), x).shape == (1, 1)
 
 
 @pytest.mark.skipif(not RECORD.exists(), reason="the record is not here")

@@ -1,8 +1,11 @@
 """NNX modules as JAX functions, against the modules themselves and against bare JAX."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -327,6 +330,8 @@ def test_errors():
     model, x = net(), jnp.asarray(sample())
     f, _ = to_jax(model)
     lacking = nnx.state(model, nnx.Param)
+    wide = nnx.state(nnx.clone(model))
+    wide["norm"]["mean"] = nnx.BatchStat(jnp.zeros(9))
     for call, words in (
         (lambda: to_jax(linen.Dense(2)), r"a Dense is no nnx.Module.\n.*needs no adapter"),
         (lambda: to_jax(Net), r"Net is no nnx.Module.\n.*not its class"),
@@ -335,6 +340,7 @@ def test_errors():
         (lambda: f({"conv": 1}, x), r"state is a dict; expected the nnx.State"),
         (lambda: f(model, x), r"state is a Net; .*nnx.state\(module\)"),
         (lambda: f(lacking, x), r"state lacks `norm/mean`.\n  It has .*norm"),
+        (lambda: f(wide, x), r"state `norm/mean` has shape \(9,\); the model has \(4,\)"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()
@@ -348,6 +354,17 @@ def test_frameworks_are_imported_only_for_their_models():
 
 
 def test_without_flax_the_error_says_what_to_install(monkeypatch):
+    """relax depends on it: there is no extra."""
     monkeypatch.setitem(sys.modules, "flax", None)
-    with pytest.raises(ImportError, match="pip install"):
+    with pytest.raises(ImportError, match=r'depends on: pip install "flax>=0\.12"'):
         to_jax(None)
+
+
+def test_the_extras_that_adapters_name_exist():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    files = sorted((root / "relax" / "adapters").rglob("*.py"))
+    named = [name for file in files for name in re.findall(r"relax-lrp\[(\w+)", file.read_text())]
+    assert len(named) > 4
+    assert set(named) <= set(project["optional-dependencies"])
+    assert "flax>=0.12" in project["dependencies"]

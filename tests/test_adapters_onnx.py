@@ -196,8 +196,51 @@ def test_outputs_by_name(cnn, rng):
     stem, some = to_jax(model, output="c")
     np.testing.assert_array_equal(stem(some, x), hidden)
     assert set(some) == {n for n in params if n.startswith(("stem", "bn"))}
+    np.testing.assert_array_equal(to_jax(model, output="logit")[0](params, x), logits)
+    np.testing.assert_array_equal(stem(params, x), hidden)  # it may have those of the whole model
     with pytest.raises(relax.ArgumentError, match="no such value; did you mean `logits`"):
-        to_jax(model, output="logit")
+        to_jax(model, output="logitz")
+    with pytest.raises(relax.ArgumentError, match=r"did you mean `y`\?\n.*relax\.logits\(f\)"):
+        to_jax(simple(), output="logits")
+
+
+def test_inputs_by_name(rng):
+    """As ONNX Runtime takes them; relevance is by name as well."""
+    model = model_of([helper.make_node("Sub", ["a", "b"], ["y"])], {"a": [2], "b": [2]}, ["y"])
+    f, params = to_jax(model)
+    a, b = rng.normal(size=(2, 2)).astype(np.float32)
+    np.testing.assert_array_equal(f(params, {"b": b, "a": a}), by_runtime(model, a=a, b=b)[0])
+    relevance = relax.lrp(f, rules.Epsilon(0.0), target=0)(params, {"a": a, "b": b})
+    np.testing.assert_allclose(relevance["a"], [a[0], 0], rtol=1e-6)
+    np.testing.assert_allclose(relevance["b"], [-b[0], 0], rtol=1e-6)
+    one, _ = to_jax(simple(shape=(2,)))
+    np.testing.assert_array_equal(one({}, {"x": a}), np.maximum(a, 0))
+    for given, words in (({"a": a}, "a given"), ({"a": a, "c": b}, "a, c given"), ({}, "none")):
+        with pytest.raises(relax.ArgumentError, match=f"takes the inputs a, b; {words}"):
+            f(params, given)
+
+
+def test_params_that_are_not_those_of_the_model():
+    """What is missing, unknown or of another shape, by name; a scalar is a constant."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "temperature"], ["y"]),
+    ]
+    weights = {"w": F32([[1, 2], [3, 4]]), "temperature": F32(2)}
+    f, params = to_jax(model_of(nodes, {"x": [1, 2]}, ["y"], weights))
+    x, w = np.ones((1, 2), np.float32), params["w"]
+    assert list(params) == ["w"]
+    for given, words in (
+        (x, "params is a ndarray; expected the dict"),
+        ({}, r"params lacks `w`.\n  It has nothing\."),
+        ({"v": w}, r"params lacks `w`.\n  It has v\."),
+        ({"w": w, "head.w": w}, r"has `head.w`, which is no weight of the model.\n.*has w\."),
+        ({"w": w, "temperature": F32(1)}, "has `temperature`, which is no weight"),
+        ({"w": w[:1]}, r"params\['w'\] has shape \(1, 2\); the model has \(2, 2\)"),
+        ({"w": w.astype(int)}, r"params\['w'\] is of int64; the model has float32"),
+    ):
+        with pytest.raises(relax.ArgumentError, match=words):
+            f(given, x)
 
 
 def test_definitions_and_functions(rng):

@@ -139,6 +139,14 @@ def test_relevance_is_conserved(activation, standard, y):
     np.testing.assert_allclose(relevance.sum() + bias, explained, rtol=1e-8)
 
 
+@pytest.mark.parametrize("output", ["logits", "logit"])
+def test_both_spellings_of_logits(output, standard, y):
+    """They are the default of a classifier."""
+    mlp = MLPClassifier(**HASTY).fit(standard, y.argmax(1))
+    (f, params), (default, _) = to_jax(mlp, output=output), to_jax(mlp)
+    np.testing.assert_array_equal(f(params, standard), default(params, standard))
+
+
 def test_of_two_classes_there_is_one_logit(standard, y):
     """It is the log of the odds of the second class."""
     mlp = MLPClassifier(**HASTY).fit(standard, np.where(y[:, 0] > 0, "yes", "no"))
@@ -348,9 +356,17 @@ def test_errors(x, y):
         (lambda: to_jax(clipped), "MinMaxScaler that clips"),
         (lambda: to_jax(logs), r"a FunctionTransformer; expected .*\n.*regressor_"),
         (lambda: to_jax(twice), "twice"),
-        (lambda: to_jax(fitted, output="logit"), 'this MLPRegressor has "prediction"'),
+        (lambda: to_jax(fitted, output="logits"), 'this MLPRegressor has "prediction"'),
         (lambda: f(params, x[:, :3]), r"shape \(40, 3\); expected \(4,\) or \(samples, 4\)"),
         (lambda: f(params, 1.0), r"shape \(\)"),
+        (lambda: relax.lrp(f)(params, [1, 2, 3, 4]), r"holds 1, .*\n +Give numpy\.asarray of it"),
+        (lambda: f({}, x), "params lacks `layer0`"),
+        (lambda: f(params | {"layer0": None}, x), r"params\['layer0'\] is a NoneType"),
+        (lambda: f(params | {"scaler0": {}}, x), "has `scaler0`, which is no weight"),
+        (
+            lambda: f(params | {"layer0": params["layer1"]}, x),
+            r"\['layer0'\]\['bias'\] has shape",
+        ),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()
@@ -359,7 +375,7 @@ def test_errors(x, y):
     np.testing.assert_allclose(behind(behind_params, transformed), two_steps.predict(x), rtol=1e-9)
     assert to_jax(search.best_estimator_)[1].keys() == params.keys()
     classifier = MLPClassifier(**HASTY).fit(x, y.argmax(1))
-    with pytest.raises(relax.ArgumentError, match='"logit" or "probability"'):
+    with pytest.raises(relax.ArgumentError, match='"logits" or "probability"'):
         to_jax(classifier, output="prediction")
 
 

@@ -521,7 +521,7 @@ def test_params_are_what_is_learned():
     module.scale /= 2
     module(torch.tensor(ids)).sum().backward()
     assert error(grad, module.embed.weight.grad.numpy()) < 1e-12
-    with pytest.raises(relax.ArgumentError, match="no array `scale`"):
+    with pytest.raises(relax.ArgumentError, match="params lacks `scale`"):
         f({"embed": params["embed"]}, ids)
 
 
@@ -704,7 +704,7 @@ def test_outputs():
     f, params = to_jax(module)
     whole = f(params, x)
     assert jax.tree.map(jnp.shape, whole) == {"logits": (2, 2), "states": ((2, 3), [(2, 3)])}
-    for output in ("logits", lambda out: out["logits"]):
+    for output in ("logits", "logit", lambda out: out["logits"]):
         np.testing.assert_allclose(to_jax(module, output=output)[0](params, x), want, rtol=1e-12)
     of_last = to_jax(module, output=lambda out: out["logits"][:, -1].sum())[0]
     np.testing.assert_allclose(of_last(params, x), want[:, -1].sum(), rtol=1e-12)
@@ -826,11 +826,18 @@ def test_errors():
         (lambda: f(params, torch.ones(2, 3)), r"(?s)tensor of torch, of shape \(2, 3\).*numpy"),
         (lambda: f(params, x=[torch.ones(2)]), "tensor of torch"),
         (lambda: relax.lrp(f)(params, torch.ones(2, 3)), "a Tensor of torch"),
-        (lambda: f({}, np.ones((2, 3))), "params has no array"),
+        (lambda: f({}, np.ones((2, 3))), r"params lacks `bias`.\n  It has nothing"),
+        (lambda: f(params | {"b": 1.0}, np.ones((2, 3))), "has `b`, which is no weight"),
+        (
+            lambda: f(params | {"weight": np.ones((2, 1))}, np.ones((2, 3))),
+            r"params\['weight'\] has shape \(2, 1\); the model has \(2, 3\)",
+        ),
+        (lambda: f(params | {"bias": torch.ones(2)}, np.ones((2, 3))), "'bias'.* is a Tensor; exp"),
         (lambda: call_with(cached, None), r'(?s)"logits", "cache", in which there is a object'),
         (lambda: call_with(cached, "scores"), 'returned a dict of "logits", "cache"'),
         (lambda: call_with(cached, 0), "returned a dict"),
         (lambda: call_with(linear, "logits"), "returned a Tensor"),
+        (lambda: call_with(linear, "logit"), "returned a Tensor"),
     ):
         with pytest.raises(relax.ArgumentError, match=words):
             call()

@@ -9,6 +9,7 @@ import jax
 
 from relax._errors import ArgumentError, message
 from relax._paths import path_name
+from relax.adapters._params import check_array, shapes
 from relax.adapters._scopes import called_in_scope
 
 
@@ -58,7 +59,7 @@ def to_jax(
 
     Raises:
       ArgumentError: ``module`` is no eqx.Module, or has no such method; ``state`` is none, or is
-        wanted; when ``f`` is called: ``params`` has another structure.
+        wanted; when ``f`` is called: ``params`` has another structure, or arrays of other shapes.
       ImportError: Equinox is not installed.
 
     Example:
@@ -77,7 +78,7 @@ def to_jax(
     _check(eqx, module, state, method)
     whole = module if state is None else Stateful(module, state)
     params = eqx.filter(whole, eqx.is_array)
-    names = [path_name(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    expected = _named(shapes(params))
 
     model = eqx.nn.inference_mode(module) if inference else module
     model = _with_scopes(eqx, model, "")
@@ -86,7 +87,7 @@ def to_jax(
     axis = _axis_name(eqx, module)
 
     def call(params: Any, *inputs: Any, **kwargs: Any) -> Any:
-        leaves = _leaves(eqx.filter(params, eqx.is_array), names)
+        leaves = _leaves(eqx.filter(params, eqx.is_array), expected)
         own = eqx.combine(jax.tree.unflatten(tree, leaves), rest)
 
         def one(*inputs: Any) -> Any:
@@ -145,19 +146,26 @@ def _axis_name(eqx: Any, module: Any) -> Any:
     return next(names, None)
 
 
-def _leaves(params: Any, names: list[str]) -> list[Any]:
+def _named(arrays: Any) -> list[tuple[str, Any]]:
+    """Leaves with their paths."""
+    found = jax.tree_util.tree_leaves_with_path(arrays)
+    return [(path_name(keys), leaf) for keys, leaf in found]
+
+
+def _leaves(params: Any, expected: list[tuple[str, Any]]) -> list[Any]:
     """The arrays in order, if they are those of the module."""
-    found = jax.tree_util.tree_leaves_with_path(params)
-    given = [path_name(keys) for keys, _ in found]
-    for want, got in zip(names, given, strict=False):
+    given = _named(params)
+    for (want, _), (got, _) in zip(expected, given, strict=False):
         if want != got:
             raise ArgumentError(f"params has `{got}` where the module has `{want}`.")
-    if len(given) != len(names):
+    if len(given) != len(expected):
         raise ArgumentError(
-            f"params has {len(given)} arrays; the module has {len(names)}.\n"
+            f"params has {len(given)} arrays; the module has {len(expected)}.\n"
             "  Give what to_jax returned, or the same module with other numbers."
         )
-    return [leaf for _, leaf in found]
+    for (name, array), (_, shape) in zip(given, expected, strict=True):
+        check_array(array, shape, f"params `{name}`")
+    return [array for _, array in given]
 
 
 def _with_scopes(eqx: Any, module: Any, path: str) -> Any:

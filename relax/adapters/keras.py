@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import ArgumentError, message
-from relax._paths import nearest
+from relax.adapters._params import check_params, shapes
 
 _OUTPUTS = ("value", "logits")
 
@@ -31,7 +31,7 @@ def to_jax(
         samples explain each other, and Dropout draws the same mask at every call; what training
         would update is dropped.
       output: ``"value"``, what the model returns, or ``"logits"``, what goes into the softmax or
-        sigmoid that it ends in, as by `relax.logits`.
+        sigmoid that it ends in, as by `relax.logits`; ``"logit"`` is the same.
 
     Returns:
       ``f``, of params and what the model is called with: an array, or the list or dict of them
@@ -59,6 +59,7 @@ def to_jax(
       True (5, 3)
     """
     keras = _keras()
+    output = "logits" if output == "logit" else output
     if output not in _OUTPUTS:
         known = " or ".join(f'"{name}"' for name in _OUTPUTS)
         raise ArgumentError(f"to_jax(output={output!r}): expected {known}.")
@@ -75,13 +76,13 @@ def to_jax(
     names = _names([variable.path for variable in variables])
     # Copies: fit() donates the buffers that the model holds.
     params = {n: jnp.array(v.value) for n, v in zip(names, variables, strict=True)}
-    shapes = {name: array.shape for name, array in params.items()}
+    expected = shapes(params)
     weights = {id(variable) for variable in variables}
     seeds = [(v, jnp.array(v.value)) for v in model.variables if id(v) not in weights]
     count = len(model.variables)
 
     def call(params: Any, *inputs: Any, **kwargs: Any) -> Any:
-        _check_params(params, shapes)
+        check_params(params, expected)
         given = [(v, params[name]) for name, v in zip(names, variables, strict=True)]
         # Not model.stateless_call: that goes around __call__, and with it around the casts of the
         # precision policy, the masks, and the scopes.
@@ -144,29 +145,6 @@ def _names(paths: Sequence[str]) -> list[str]:
         names.append(f"{module}#{seen[path]}/{leaf}" if seen[path] else path)
         seen[path] += 1
     return names
-
-
-def _check_params(params: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    if not isinstance(params, dict):
-        raise ArgumentError(
-            f"params is a {type(params).__name__}; expected the dict that to_jax returned, or one "
-            "with the same keys."
-        )
-    missing = [name for name in shapes if name not in params]
-    unknown = [name for name in params if name not in shapes]
-    if missing or unknown:
-        name = (missing or unknown)[0]
-        others = ", ".join(nearest(str(name), list(params) if missing else list(shapes)))
-        raise ArgumentError(
-            f"params {'lacks' if missing else 'has'} `{name}`"
-            f"{'' if missing else ', which is no weight of the model'}.\n  "
-            f"{'It has' if missing else 'The model has'} {others}, ..."
-        )
-    for name, shape in shapes.items():
-        if jnp.shape(params[name]) != shape:
-            raise ArgumentError(
-                f"params[{name!r}] has shape {jnp.shape(params[name])}; the model has {shape}."
-            )
 
 
 __all__ = ["to_jax"]

@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 
 from relax._errors import ArgumentError, message
+from relax.adapters._params import check_params, shapes
 
 
 def to_jax(
-    path: str | Path, *, output: str = "logit"
+    path: str | Path, *, output: str = "logits"
 ) -> tuple[Callable[[Any, Any], jax.Array], dict[str, dict[str, jax.Array]]]:
     r"""A text file of the LRP Toolbox as ``(f, params)``, so that `lrp` explains ``f``.
 
@@ -31,8 +32,9 @@ def to_jax(
     Args:
       path: a file that ``model_io.write(model, "name.txt")`` of the Toolbox has written, in Python
         or Matlab.
-      output: what ``f`` returns. ``"logit"``, what should be explained: without a SoftMax at the
-        end, as after the Toolbox' ``drop_softmax_output_layer``. ``"probability"``: with it.
+      output: what ``f`` returns. ``"logits"``, what should be explained: without a SoftMax at the
+        end, as after the Toolbox' ``drop_softmax_output_layer``; ``"logit"`` is the same.
+        ``"probability"``: with it.
 
     Returns:
       ``f``, pure, of params and ``x``: images ``(samples, height, width, channels)`` if a
@@ -46,7 +48,7 @@ def to_jax(
     Raises:
       ArgumentError: the file is a pickle or not of this format (the message has the number of the
         line), the model has no SoftMax to give probabilities; when ``f`` is called: ``x`` does not
-        fit.
+        fit; ``params`` lacks weights, or has others, or of other shapes.
       FileNotFoundError: there is no such file.
 
     Example:
@@ -70,24 +72,27 @@ def to_jax(
     """
     layers = _read(Path(path))
     ends_in_softmax = layers[-1].kind == "SoftMax"
-    if output not in ("logit", "probability"):
-        raise ArgumentError(f'to_jax(output={output!r}): expected "logit" or "probability".')
+    output = "logits" if output == "logit" else output
+    if output not in ("logits", "probability"):
+        raise ArgumentError(f'to_jax(output={output!r}): expected "logits" or "probability".')
     if output == "probability" and not ends_in_softmax:
         raise ArgumentError(
             message(
                 f'to_jax(output="probability"): {path} ends in {layers[-1].kind}, not in SoftMax',
-                remedy='Its output is output="logit".',
+                remedy='Its output is output="logits".',
             )
         )
-    applied = layers[:-1] if output == "logit" and ends_in_softmax else layers
+    applied = layers[:-1] if output == "logits" and ends_in_softmax else layers
     rank = next((_RANKS[layer.kind] for layer in layers if layer.kind in _RANKS), None)
     params = {
         layer.name: {"kernel": jnp.asarray(layer.kernel), "bias": jnp.asarray(layer.bias)}
         for layer in layers
         if layer.kernel is not None
     }
+    expected = shapes(params)
 
     def network(params: Any, x: Any) -> jax.Array:
+        check_params(params, expected)
         h = jnp.asarray(x)
         if not jnp.issubdtype(h.dtype, jnp.floating):  # pixels as integers
             h = h.astype(jnp.result_type(float))

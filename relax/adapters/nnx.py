@@ -9,6 +9,7 @@ import jax
 
 from relax._errors import ArgumentError, message
 from relax._paths import nearest
+from relax.adapters._params import check_array, shapes
 from relax.adapters._scopes import called_in_scope
 
 _INFERENCE = ("deterministic", "use_running_average")  # what nnx.Module.eval() sets
@@ -40,7 +41,7 @@ def to_jax(
 
     Raises:
       ArgumentError: ``module`` is no nnx.Module, or has no such method; when ``f`` is called: the
-        state is none, or lacks variables.
+        state is none, lacks variables, or has others of other shapes.
       ImportError: Flax is not installed.
 
     Example:
@@ -71,10 +72,10 @@ def to_jax(
     nnx.pop(copy, nnx.Intermediate)
     graph, state, random = nnx.split(copy, nnx.Not(nnx.RngState), ...)
     state = jax.tree.map(lambda array: array, state)  # new boxes: the module trains on in its own
-    paths = list(nnx.to_flat_state(state).paths)
+    expected = {path: _shapes(variable) for path, variable in nnx.to_flat_state(state)}
 
     def call(state: Any, *inputs: Any, **kwargs: Any) -> Any:
-        model = nnx.merge(graph, _chosen(nnx, state, paths), random, copy=True)
+        model = nnx.merge(graph, _chosen(nnx, state, expected), random, copy=True)
         return getattr(model, method)(*inputs, **kwargs)
 
     return call, state
@@ -85,7 +86,7 @@ def _nnx() -> Any:
         from flax import nnx
     except ImportError as error:
         raise ImportError(
-            'relax.adapters.nnx needs Flax: pip install "relax-lrp[flax]".'
+            'relax.adapters.nnx needs Flax, which relax-lrp depends on: pip install "flax>=0.12".'
         ) from error
     return nnx
 
@@ -108,7 +109,13 @@ def _check_module(nnx: Any, module: Any, method: str) -> None:
         )
 
 
-def _chosen(nnx: Any, state: Any, paths: list[tuple[Any, ...]]) -> Any:
+def _shapes(variable: Any) -> list[Any]:
+    """Of the arrays of a variable; it may hold something else, of which nothing is expected."""
+    leaves = jax.tree.leaves(variable)
+    return [shapes(leaf) if isinstance(leaf, jax.Array) else None for leaf in leaves]
+
+
+def _chosen(nnx: Any, state: Any, expected: dict[tuple[Any, ...], list[Any]]) -> Any:
     """What f needs of a state, which may hold more."""
     if not isinstance(state, nnx.State):
         raise ArgumentError(
@@ -116,11 +123,15 @@ def _chosen(nnx: Any, state: Any, paths: list[tuple[Any, ...]]) -> Any:
             "nnx.state(module)."
         )
     given = dict(nnx.to_flat_state(state))
-    missing = [_text(path) for path in paths if path not in given]
+    missing = [_text(path) for path in expected if path not in given]
     if missing:
         others = ", ".join(nearest(missing[0], map(_text, given)))
         raise ArgumentError(f"state lacks `{missing[0]}`.\n  It has {others or 'nothing'}.")
-    return nnx.from_flat_state({path: given[path] for path in paths})
+    for path, wanted in expected.items():
+        for leaf, shape in zip(jax.tree.leaves(given[path]), wanted, strict=False):
+            if shape is not None:
+                check_array(leaf, shape, f"state `{_text(path)}`")
+    return nnx.from_flat_state({path: given[path] for path in expected})
 
 
 def _scoped(cls: Any, path: str) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import ArgumentError, message
+from relax.adapters._params import check_params, shapes
 
 
 def to_jax(
@@ -27,10 +28,10 @@ def to_jax(
       estimator: a fitted MLPRegressor or MLPClassifier; a Pipeline that ends in one, with
         StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler in front; a
         TransformedTargetRegressor with one of these scalers around either. None of them clips.
-      output: what ``f`` returns. A classifier: ``"logit"`` (the default, and what should be
-        explained), before the softmax or sigmoid, or ``"probability"``, as ``predict_proba``. A
-        regressor: ``"prediction"`` (the default), as ``predict``; with ``loss="poisson"`` also
-        ``"log"``, the logarithm of it.
+      output: what ``f`` returns. A classifier: ``"logits"`` (the default, and what should be
+        explained; ``"logit"`` is the same), before the softmax or sigmoid, or ``"probability"``,
+        as ``predict_proba``. A regressor: ``"prediction"`` (the default), as ``predict``; with
+        ``loss="poisson"`` also ``"log"``, the logarithm of it.
 
     Returns:
       ``f``, pure, of params and ``x``, one sample ``(features,)`` or many ``(samples, features)``.
@@ -45,7 +46,8 @@ def to_jax(
 
     Raises:
       ArgumentError: the estimator is not fitted, is or holds something else, or has no such
-        output; when ``f`` is called: ``x`` has another number of features.
+        output; when ``f`` is called: ``x`` has another number of features; ``params`` lacks
+        weights, or has others, or of other shapes.
       ImportError: scikit-learn is not installed.
 
     Example:
@@ -64,6 +66,7 @@ def to_jax(
     network = parts.network
     endings = _endings(network, parts.target)
     output = next(iter(endings)) if output is None else output
+    output = "logits" if output == "logit" else output
     if output not in endings:
         known = " or ".join(f'"{name}"' for name in endings)
         raise ArgumentError(f"to_jax(output={output!r}): this {_name(network)} has {known}.")
@@ -79,7 +82,10 @@ def to_jax(
     if parts.target is not None:
         params["target"] = _center_and_scale(parts.target)
 
+    expected = shapes(params)
+
     def perceptron(params: Any, x: Any) -> jax.Array:
+        check_params(params, expected)
         h = jnp.asarray(x)
         if h.ndim == 0 or h.shape[-1] != features:
             raise ArgumentError(
@@ -316,10 +322,10 @@ def _endings(network: Any, target: Any) -> dict[str, Callable[[jax.Array], jax.A
     """What stands behind the last layer, by the name of the output; the default first."""
     out = network.out_activation_
     if out == "softmax":
-        return {"logit": _identity, "probability": jax.nn.softmax}
+        return {"logits": _identity, "probability": jax.nn.softmax}
     if out == "logistic":
         two = network.n_outputs_ == 1
-        return {"logit": _identity, "probability": _both if two else jax.nn.sigmoid}
+        return {"logits": _identity, "probability": _both if two else jax.nn.sigmoid}
     if out == "exp" and target is None:
         return {"prediction": jnp.exp, "log": _identity}
     return {"prediction": jnp.exp if out == "exp" else _identity}

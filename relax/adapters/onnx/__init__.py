@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from relax._errors import ArgumentError, message
+from relax.adapters._params import check_params, shapes
 from relax.adapters.onnx._graph import Graph, Input, read
 from relax.adapters.onnx._load import load
 from relax.adapters.onnx._node import dtype_of
@@ -32,19 +33,22 @@ def to_jax(
         ``onnx.ModelProto``. Opsets 7 to 28.
       output: which values ``f`` returns: the name of any value of the graph (of the logits in
         front of a Softmax, of a hidden state), or several names. None for the outputs of the model.
+        ``"logits"`` finds ``logit`` as well, and the other way round.
 
     Returns:
-      ``f``, pure, of params and the inputs of the model in its order. Its shapes must be those
-      that the model declares, as ONNX Runtime asks too; axes that it names are free. ``f`` returns
-      one array, or a tuple if there are several outputs.
+      ``f``, pure, of params and the inputs of the model in its order, or a dict of them by name.
+      Their shapes must be those that the model declares, as ONNX Runtime asks too; axes that it
+      names are free. ``f`` returns one array, or a tuple if there are several outputs.
       ``params``, a dict of arrays by their names in the file: the floating tensors of rank one and
-      more. Integers, scalars, sizes and exponents are constants. The arrays have the dtypes of the
-      file; those of 64 bits are halved unless ``jax_enable_x64`` is set.
+      more. Integers, scalars, sizes and exponents are constants: the file does not tell a trained
+      scalar from an epsilon. The arrays have the dtypes of the file; those of 64 bits are halved
+      unless ``jax_enable_x64`` is set.
 
     Raises:
       ArgumentError: the file is no valid ONNX model or of an unknown opset, its external data is
-        missing or lies elsewhere, it has no such output; when ``f`` is called: an input does not
-        have the declared shape.
+        missing or lies elsewhere, it has no such output; when ``f`` is called: an input is missing
+        or does not have the declared shape; ``params`` lacks weights, or has others, or of other
+        shapes.
       UnsupportedOperationError: operators without a counterpart, all of them with their nodes.
       ImportError: onnx is not installed.
 
@@ -72,10 +76,12 @@ def to_jax(
     graph = read(load(model), names)
     check(graph)
     params = {name: jnp.asarray(tensor) for name, tensor in graph.parameters.items()}
+    expected = shapes(params)
     alone = isinstance(output, str) or (output is None and len(graph.outputs) == 1)
 
     def network(params: Any, *inputs: Any) -> Any:
-        values = dict(graph.constants) | dict(params) | _arguments(graph, inputs)
+        values = dict(graph.constants) | _weights(graph, params, expected)
+        values |= _arguments(graph, inputs)
         run(graph.nodes, values)
         found = tuple(jnp.asarray(values[name]) for name in graph.outputs)
         return found[0] if alone else found
@@ -83,13 +89,34 @@ def to_jax(
     return network, params
 
 
+def _weights(graph: Graph, params: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The params, if they are those of the model; of all of it where ``f`` is a part."""
+    if isinstance(params, Mapping):
+        params = {name: array for name, array in params.items() if name not in graph.spare}
+    check_params(params, expected)
+    return params
+
+
 def _arguments(graph: Graph, inputs: Sequence[Any]) -> dict[str, jax.Array]:
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        inputs = _by_name(graph, inputs[0])
     if len(inputs) != len(graph.inputs):
         names = ", ".join(i.name for i in graph.inputs)
         raise ArgumentError(
             f"the model takes {len(graph.inputs)} inputs ({names}); {len(inputs)} given."
         )
     return {i.name: _argument(i, x) for i, x in zip(graph.inputs, inputs, strict=True)}
+
+
+def _by_name(graph: Graph, given: Mapping[str, Any]) -> list[Any]:
+    """Inputs in order, of a dict as ONNX Runtime takes it."""
+    names = [i.name for i in graph.inputs]
+    if set(given) != set(names):
+        raise ArgumentError(
+            f"the model takes the inputs {', '.join(names)}; "
+            f"{', '.join(map(str, given)) or 'none'} given."
+        )
+    return [given[name] for name in names]
 
 
 def _argument(declared: Input, x: Any) -> jax.Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Graph:
       nodes: in order; no others are needed.
       constants: tensors that are no parameters, by name.
       parameters: the weights, by name.
+      spare: names of tensors that the outputs do not need.
     """
 
     inputs: tuple[Input, ...]
@@ -50,6 +52,7 @@ class Graph:
     nodes: tuple[Node, ...]
     constants: Mapping[str, np.ndarray]
     parameters: Mapping[str, np.ndarray]
+    spare: frozenset[str]
 
 
 def read(proto: Any, outputs: Sequence[str] | None) -> Graph:
@@ -67,15 +70,10 @@ def read(proto: Any, outputs: Sequence[str] | None) -> Graph:
     own = tuple(o.name for o in proto.graph.output)
     asked = own if outputs is None else tuple(outputs)
     made = {o for n in nodes for o in n.outputs if o} | {i.name for i in inputs} | set(tensors)
+    asked = tuple(_spelled(name, made) for name in asked)
     for name in asked:
         if name not in made:
-            import difflib
-
-            near = difflib.get_close_matches(name, made, 3, 0.4) or own
-            raise ArgumentError(
-                f"to_jax(output={name!r}): the model has no such value; "
-                f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
-            )
+            raise _no_such_value(name, made, own)
     needed = _needed(nodes, asked)
     used = set(asked).union(*(free_names(node) for node in needed))
     known = _known_beforehand(needed)
@@ -88,7 +86,26 @@ def read(proto: Any, outputs: Sequence[str] | None) -> Graph:
         and is_floating(onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype))
     }
     constants = {n: t for n, t in tensors.items() if n in used and n not in parameters}
-    return Graph(inputs, asked, tuple(needed), constants, parameters)
+    return Graph(inputs, asked, tuple(needed), constants, parameters, frozenset(tensors) - used)
+
+
+_SPELLINGS = {"logit": "logits", "logits": "logit"}
+
+
+def _spelled(name: str, made: Collection[str]) -> str:
+    """The name of a value; of logits in the singular if the file has it, and not the plural."""
+    other = _SPELLINGS.get(name, name)
+    return other if name not in made and other in made else name
+
+
+def _no_such_value(name: str, made: Collection[str], own: Sequence[str]) -> ArgumentError:
+    near = difflib.get_close_matches(name, made, 3, 0.4) or own
+    advice = "The names are those of the file; relax.logits(f) is f in front of its softmax."
+    return ArgumentError(
+        f"to_jax(output={name!r}): the model has no such value; "
+        f"did you mean {' or '.join(f'`{n}`' for n in near)}?"
+        + (f"\n  {advice}" if name in _SPELLINGS else "")
+    )
 
 
 def nodes_of(protos: Iterable[Any], opset: int) -> list[Node]:

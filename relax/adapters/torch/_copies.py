@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from relax._errors import ArgumentError, message
+from relax.adapters._params import check_params, shapes
 from relax.adapters.torch._environment import Environment, as_array
 from relax.adapters.torch._library import torch
 from relax.adapters.torch._values import name_of, nested, weight
@@ -36,6 +37,7 @@ class Copies:
                 if isinstance(x, torch.Tensor) and id(x) not in known:
                     others[f"{prefix}.{name}".lstrip(".")] = x
         self.params = nested({name: as_array(x) for name, x in weights.items()})
+        self._expected = shapes(self.params)
         self.constants = {name.replace(".", "/"): as_array(x) for name, x in others.items()}
 
         every = (*weights.values(), *others.values())
@@ -56,7 +58,11 @@ class Copies:
         """A copy that holds arrays, with its parts known to the environment.
 
         deepcopy puts them wherever the module refers to a tensor, once or more.
+
+        Raises:
+          ArgumentError: params lacks weights, or has others, or of other shapes.
         """
+        check_params(params, self._expected)
         own = [weight(params, name) for name in self._places]
         places = [*self._places.values(), *self._constant_places]
         arrays: list[jax.Array] = [*own, *self.constants.values()]

@@ -31,8 +31,8 @@ def to_jax(
     Args:
       module: any `torch.nn.Module`, in whatever mode and on whatever device.
       output: what ``f`` returns of what the module returns. None: all of it. A name: that field, as
-        ``"logits"`` of a Hugging Face model. An int: that entry. A callable: what it makes of it,
-        computed by torch, such as ``lambda out: out.logits[:, -1]``.
+        ``"logits"`` of a Hugging Face model; ``"logit"`` finds it too. An int: that entry. A
+        callable: what it makes of it, computed by torch, such as ``lambda out: out.logits[:, -1]``.
       method: which method of the module is meant.
 
     Returns:
@@ -47,8 +47,9 @@ def to_jax(
     Raises:
       ImportError: torch or torchax is missing, or not of a release that works.
       ArgumentError: this is no module, has weights that hold no numbers yet, or cannot be copied.
-        When ``f`` is called: an argument is a tensor of torch; the code asks for the value of
-        something that depends on the input; there is no such output, or it is no array.
+        When ``f`` is called: ``params`` lacks weights, or has others, or of other shapes; an
+        argument is a tensor of torch; the code asks for the value of something that depends on the
+        input; there is no such output, or it is no array.
       UnsupportedOperationError: torchax has no such operation.
 
     Example:

@@ -32,17 +32,11 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weight(params: Any, name: str) -> jax.Array:
-    """The array of that name; an ArgumentError if there is none."""
+    """The array of that name."""
     inner = params
-    try:
-        for part in name.split("."):
-            inner = inner[part]
-        return jnp.asarray(inner)
-    except (KeyError, TypeError):
-        raise ArgumentError(
-            f"params has no array `{name.replace('.', '/')}`.\n"
-            "  Give what to_jax returned, or the same with other numbers."
-        ) from None
+    for part in name.split("."):
+        inner = inner[part]
+    return jnp.asarray(inner)
 
 
 def argument(x: Any) -> Any:
@@ -61,14 +55,19 @@ def chosen(result: Any, output: Any) -> Any:
         return result
     if callable(output):
         return output(result)
-    try:
-        if isinstance(output, str) and not isinstance(result, Mapping):
-            return getattr(result, output)
-        return result[output]
-    except (AttributeError, IndexError, KeyError, TypeError):
-        raise ArgumentError(
-            f"to_jax(output={output!r}): the module returned {_described(result)}."
-        ) from None
+    for name in (output, *_SPELLINGS.get(output, ())):
+        if isinstance(name, str) and isinstance(result, torch.Tensor):
+            break  # it has no fields, but a method that is called logit
+        try:
+            if isinstance(name, str) and not isinstance(result, Mapping):
+                return getattr(result, name)
+            return result[name]
+        except (AttributeError, IndexError, KeyError, TypeError):
+            continue
+    raise ArgumentError(f"to_jax(output={output!r}): the module returned {_described(result)}.")
+
+
+_SPELLINGS = {"logit": ("logits",), "logits": ("logit",)}
 
 
 def _described(result: Any) -> str:
