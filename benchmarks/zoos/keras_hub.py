@@ -1,7 +1,7 @@
-"""Every backbone of `keras_hub.models`, built at a tiny size, without any download.
+"""Every backbone and encoder of `keras_hub.models`, built at a tiny size, without any download.
 
 The input is what the backbone itself says that it takes: token ids and pictures are explained,
-masks, positions and segments are held at plain values.
+masks, positions, segments and numbers of steps are held at plain values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from benchmarks.zoos import Case, Model
 from benchmarks.zoos.keras_applications import stateless
-from benchmarks.zoos.keras_hub_sizes import COMMON, INPUTS, LEFT_OUT, OWN
+from benchmarks.zoos.keras_hub_sizes import CALLED_FIRST, COMMON, INPUTS, LEFT_OUT, OWN
 from benchmarks.zoos.parameters import normal, tokens
 
 SMALL = frozenset(
@@ -27,6 +27,7 @@ SMALL = frozenset(
 )
 _LENGTH = 8  # of a sequence; also of what else is left open by a backbone
 _PIXELS = 32  # of a picture whose size is left open
+_NUMBERS = {"num_steps": 2, "guidance_scale": 3.0}  # of a diffusion
 
 
 def cases(small: bool) -> Iterator[Case]:
@@ -34,7 +35,7 @@ def cases(small: bool) -> Iterator[Case]:
 
     base = keras_hub.models.Backbone
     for name, found in sorted(vars(keras_hub.models).items()):
-        if not (inspect.isclass(found) and issubclass(found, base) and name.endswith("Backbone")):
+        if not (inspect.isclass(found) and issubclass(found, base)):
             continue
         if not small or name in SMALL:
             build = functools.partial(_build, name, found)
@@ -62,12 +63,16 @@ def _build(name: str, backbone: type) -> Model:
         return ordered if isinstance(structure, (list, tuple)) else ordered[0]
 
     f, params = stateless(model, arguments)
-    return Model(f, params, {key: array for key, array in given.items() if key not in held})
+    x = {key: array for key, array in given.items() if key not in held}
+    if name in CALLED_FIRST:
+        f(params, x)
+    return Model(f, params, x)
 
 
 def _is_held(name: str) -> bool:
     words = ("mask", "position", "segment", "label", "type", "indices", "_ids_shape", "points")
-    return any(word in name for word in words) or name in ("boxes", "image_ids", "text_ids")
+    others = ("boxes", "image_ids", "text_ids", *_NUMBERS)
+    return any(word in name for word in words) or name in others
 
 
 def _input(name: str, spec: Any, shape: tuple[int, ...] | None) -> jax.Array:
@@ -75,6 +80,8 @@ def _input(name: str, spec: Any, shape: tuple[int, ...] | None) -> jax.Array:
     if shape is None:
         open_ = _PIXELS if len(spec.shape) >= 4 else _LENGTH
         shape = tuple(1 if i == 0 else size or open_ for i, size in enumerate(spec.shape))
+    if name in _NUMBERS:
+        return jnp.full(shape, _NUMBERS[name], spec.dtype)
     if "mask" in name:
         return jnp.ones(shape, spec.dtype)
     if "position" in name:

@@ -552,12 +552,14 @@ INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
         "boxes": (1, 1, 2, 2),
         "masks": (1, 0, 32, 32, 1),
     },
+    "SigLIPTextEncoder": {"token_ids": (1, 16)},
 }
+
+# Backbones that make something at their first call, which must not be one that JAX traces.
+CALLED_FIRST = frozenset({"StableDiffusion3Backbone"})
 
 # Why a backbone is left out.
 LEFT_OUT: dict[str, str] = {
     "Backbone": "the base class of all others",
     "FeaturePyramidBackbone": "a base class",
-    "StableDiffusion3Backbone": "its call asks for the number of steps as a Python number, so that "
-    "JAX cannot trace it",
 }
