@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -130,6 +130,20 @@ def divide(a: jax.Array, b: jax.Array, otherwise: Any = 0) -> jax.Array:
     """``a / b``, and ``otherwise`` where ``b`` is exactly zero; its derivatives have no NaN."""
     zero = b == 0
     return jnp.where(zero, otherwise, a / jnp.where(zero, 1, b))
+
+
+def largest(z: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The largest entry over axes, which are kept with one entry.
+
+    Its derivative goes to the first such entry, by its place. That of ``jnp.max`` goes to entries
+    that equal the result: a compiler that computes ``z`` twice, rounded otherwise, finds none, and
+    the derivative is 0 / 0.
+    """
+    axes = [axis % z.ndim for axis in axes]
+    kept = [1 if axis in axes else size for axis, size in enumerate(z.shape)]
+    last = jnp.moveaxis(z, axes, range(-len(axes), 0))
+    flat = last.reshape(*last.shape[: z.ndim - len(axes)], -1)
+    return jnp.take_along_axis(flat, flat.argmax(-1, keepdims=True), -1).reshape(kept)
 
 
 def _require_sign(x: Any) -> None:

@@ -115,6 +115,25 @@ def test_it_is_differentiable_and_swept(p, x):
     )
 
 
+def test_its_derivative_under_jit():
+    """In float32, where a compiler that computes a number twice may round it in two ways."""
+    shapes = {"first": (12, 16), "second": (16, 16), "head": (16, 3)}
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(0), 3), strict=True))
+    p = {n: {"w": jax.random.normal(keys[n], s, jnp.float32)} for n, s in shapes.items()}
+    x = jax.random.normal(jax.random.key(1), (8, 12), jnp.float32)
+
+    def network(p, x):
+        h = jax.nn.relu(x @ p["first"]["w"])
+        return jax.nn.relu(h @ p["second"]["w"]) @ p["head"]["w"]
+
+    key = jax.random.key(2)
+    score = evaluation.sensitivity_n(network, p, x, key=key, n=3, target=0)
+    relevance = relax.lrp(network, rules.Gamma(0.25), target=0)(p, x)
+    slope = jax.grad(lambda r: score(r).mean())
+    plain, compiled = slope(relevance), jax.jit(slope)(relevance)
+    np.testing.assert_allclose(compiled, plain, rtol=0, atol=1e-5 * np.abs(plain).max())
+
+
 def test_patches_cover_a_picture():
     """Each pixel is in one square; squares at the edge are smaller."""
     groups = evaluation.patches((5, 7, 3), 3)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from relax._numerics import divide
+from relax._numerics import divide, largest
 from relax.evaluation._features import as_relevance, regions
 from relax.evaluation._finite import or_nan
 
@@ -71,4 +71,4 @@ def gini(relevance: Any, *, groups: Any = None) -> jax.Array:
 def _magnitude(r: jax.Array, groups: Any) -> jax.Array:
     """By region, divided by the largest so that no sum over- or underflows."""
     size = jnp.abs(regions(groups, r.shape[1:]).sums(r))
-    return divide(size, size.max(1, keepdims=True))
+    return divide(size, largest(size, (1,)))

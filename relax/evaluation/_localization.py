@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import ArgumentError
-from relax._numerics import divide, is_number, wide
+from relax._numerics import divide, is_number, largest, wide
 from relax.evaluation._features import as_relevance
 from relax.evaluation._finite import or_nan
 
@@ -84,7 +84,7 @@ def inside_mass(relevance: Any, mask: Any) -> jax.Array:
     r, mask = _pooled("inside_mass", relevance, mask)
     axes = tuple(range(1, r.ndim))
     positive = jnp.where(r > 0, r, 0)
-    positive = divide(positive, positive.max(axes, keepdims=True))  # so that no sum overflows
+    positive = divide(positive, largest(positive, axes))  # so that no sum overflows
     inside = jnp.where(mask, positive, 0).sum(axes)
     return or_nan(divide(inside, positive.sum(axes)), r)
 

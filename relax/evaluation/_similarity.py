@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from relax._errors import ArgumentError
-from relax._numerics import divide, is_count, wide
+from relax._numerics import divide, is_count, largest, wide
 from relax.evaluation._features import as_relevance
 from relax.evaluation._finite import or_nan
 from relax.evaluation._replacement import gaussian
@@ -22,8 +22,8 @@ def correlation(a: jax.Array, b: jax.Array) -> jax.Array:
 
     def scaled(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         v = wide(v) - wide(v).mean(0, keepdims=True)
-        largest = jnp.abs(v).max(0, keepdims=True)  # squares of the numbers as they are may vanish
-        varies, v = largest > 0, divide(v, largest)
+        size = largest(jnp.abs(v), (0,))  # squares of the numbers as they are may vanish
+        varies, v = size > 0, divide(v, size)
         norm = jnp.sqrt(jnp.where(varies, (v * v).sum(0, keepdims=True), 1))
         return v / norm, varies[0]
 
@@ -83,7 +83,7 @@ def cosine(a: Any, b: Any) -> jax.Array:
     a, b = _pair("cosine", a, b)
 
     def unit(v: jax.Array) -> jax.Array:
-        v = divide(v, jnp.abs(v).max(1, keepdims=True))
+        v = divide(v, largest(jnp.abs(v), (1,)))
         square = (v * v).sum(1, keepdims=True)
         return v / jnp.sqrt(jnp.where(square > 0, square, 1))
 
@@ -188,7 +188,7 @@ def ssim(a: Any, b: Any) -> jax.Array:
     rows, columns = windows(shape[1]), windows(shape[2])
     local = lambda v: jnp.einsum("ih,nhw,jw->nij", rows, v, columns, precision="highest")
     maps = [wide(v).sum(-1) if v.ndim == 4 else wide(v) for v in given]
-    a, b = (divide(v, jnp.abs(v).max((1, 2), keepdims=True)) for v in maps)
+    a, b = (divide(v, largest(jnp.abs(v), (1, 2))) for v in maps)
     mean_a, mean_b = local(a), local(b)
     var_a, var_b = local(a * a) - mean_a**2, local(b * b) - mean_b**2
     joint = local(a * b) - mean_a * mean_b
