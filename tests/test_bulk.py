@@ -295,6 +295,7 @@ def test_what_a_killed_process_left_is_taken_away(copy):
     assert not any(file.exists() for file in left)
 
 
+@pytest.mark.more
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of a file are of Unix")
 def test_a_full_disk(tmp_path):
     """No file may have more than 100 bytes: then no chunk can be written."""
@@ -482,6 +483,7 @@ def test_nothing_is_unpickled():
         assert "eval(" not in words
 
 
+@pytest.mark.more
 def test_what_is_kept(tmp_path):
     """Each kind, against its definition."""
     rows = ROWS[:16]

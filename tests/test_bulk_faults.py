@@ -94,6 +94,7 @@ def test_killed_before_there_is_a_store(tmp_path, undisturbed):
     assert content(path) == undisturbed
 
 
+@pytest.mark.more
 def test_two_processes_and_one_of_them_killed(tmp_path, undisturbed):
     """The other one ends as well; one process alone finishes what both have begun."""
     path = tmp_path / "two.zarr"
@@ -110,6 +111,7 @@ def test_two_processes_and_one_of_them_killed(tmp_path, undisturbed):
     assert content(path) == undisturbed
 
 
+@pytest.mark.more
 def test_two_processes_go_on_with_what_one_has_begun(tmp_path, undisturbed):
     path = tmp_path / "one.zarr"
     running = start(path, "--slow", 0.15)
@@ -121,6 +123,7 @@ def test_two_processes_go_on_with_what_one_has_begun(tmp_path, undisturbed):
     assert content(path) == undisturbed
 
 
+@pytest.mark.more
 def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "busy.zarr"
     running = start(path, "--slow", 1)
@@ -130,6 +133,7 @@ def test_a_second_writer_is_refused(tmp_path):
     running.communicate()
 
 
+@pytest.mark.more
 def test_all_processes_are_told_that_the_store_is_of_another_job(tmp_path):
     path = tmp_path / "other.zarr"
     bulk.run(bulk_job.job(path, batch_size=2))
@@ -137,6 +141,7 @@ def test_all_processes_are_told_that_the_store_is_of_another_job(tmp_path):
     assert all("batch_size: the store has 2, the job 3" in text for text in texts)
 
 
+@pytest.mark.more
 def test_processes_of_different_parameters_are_refused(tmp_path):
     texts = ended(*start_two(tmp_path / "odd.zarr", second=("--scale", 2)), status=1)
     assert all("parameter head/kernel: the store has float32" in text for text in texts)

@@ -125,6 +125,7 @@ def test_what_is_refused(file, tmp_path, words, what):
     assert what in call(*given, status=2)
 
 
+@pytest.mark.more
 def test_a_process_of_its_own(file):
     run = subprocess.run(
         [sys.executable, "-m", "relax", "run", str(file)],

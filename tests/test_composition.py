@@ -65,6 +65,7 @@ def test_jacobians_and_hessians_of_relevance(name, p, x):
     np.testing.assert_allclose(hessian[3], difference.ravel(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.more
 def test_vmap_around_and_inside(p, x):
     one = lambda x: network(p, x[None])[0]
     inner = relax.lrp(jax.vmap(one), rules.ZPlus())

@@ -68,6 +68,7 @@ def test_each_is_a_mask_written_out(name, p, x):
         np.testing.assert_allclose(row, want, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.more
 def test_concepts_of_several_axes_and_of_rounds(p, x, rng):
     """Positions with channels; the rounds of a scan are an axis in front."""
     found = relax.crp(network, at="body", axis=(1, -1), target=0)(p, x)

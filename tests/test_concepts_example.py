@@ -120,6 +120,7 @@ def check_sums(found, counts):
     np.testing.assert_allclose(handed, arrived, rtol=1e-3, atol=1e-4 * float(abs(arrived).max()))
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     ("layers", "paths", "counts"),
     [
@@ -172,6 +173,7 @@ def scores_by_hand(by, variables, images):
     return np.asarray(found).reshape(len(images), -1, CHANNELS)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("by", ["activation", "relevance"])
 def test_the_first_reference_is_the_strongest_of_all(by, variables):
     images = squares(NAMES)

@@ -147,6 +147,7 @@ def test_a_value_that_float32_leaves_open_is_compared_in_float64(also, fault, mo
     assert result == (fault or "explained; in float64 the value differs by 0.0e+00")
 
 
+@pytest.mark.more
 def test_the_double_of_an_architecture_is_the_same_in_float64():
     """Of MobileNet: value for value, to what float32 can tell; parameters by parameters."""
     (case,) = (case for case in applications.cases(True) if case.name == "MobileNet")

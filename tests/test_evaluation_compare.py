@@ -121,6 +121,7 @@ def test_labels_come_with_the_batches(p, batches):
     np.testing.assert_allclose(table.scores["mass"][0], mass, rtol=1e-9)
 
 
+@pytest.mark.more
 def test_evaluate_batches(p, batches):
     """Results one after the other, curves too; a key for each batch; compiled once a shape."""
     traces = 0
@@ -157,6 +158,7 @@ def without_samples(batches, numbers):
     return [x[jnp.asarray(k)] for x, k in zip(batches, keep, strict=True)]
 
 
+@pytest.mark.more
 def test_evaluate_batches_tells_what_is_not_finite(p, batches):
     """The numbers of the samples; the others are as without them, and the mean is theirs."""
 

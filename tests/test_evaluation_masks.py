@@ -40,6 +40,7 @@ def test_against_loops_over_pixels(relevance, mask):
         np.testing.assert_allclose(rank[i], hits / len(inside) if inside else 0, rtol=1e-12)
 
 
+@pytest.mark.more
 def test_channels_are_summed_and_axes_are_any(rng):
     """Relevance of colors; words instead of pictures; three axes of positions."""
     for shape in ((4, 9), (4, 3, 4, 5)):
@@ -60,6 +61,7 @@ def test_constant_relevance_has_the_share_of_the_mask(rng):
         np.testing.assert_allclose(evaluation.inside_mass(r, mask), share, rtol=1e-5)
 
 
+@pytest.mark.more
 def test_entropy_and_gini_by_their_definitions(rng):
     """Sums written out; the double sum over pairs that the Gini index is; both extremes."""
     r = rng.normal(size=(3, 2, 6))

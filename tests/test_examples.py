@@ -46,6 +46,7 @@ def test_wrong_arguments_get_one_clear_line(arguments, words, tmp_path):
     assert not output.exists()
 
 
+@pytest.mark.more
 def test_the_plan_is_printed():
     done = run("--plan", "epsilon_plus_flat")
     assert done.returncode == 0, done.stderr

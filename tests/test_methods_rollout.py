@@ -171,6 +171,7 @@ def test_some_layers_alone(p, x):
     close(last, (jnp.eye(TOKENS)[1][None] + every[1].mean(1)[:, 1]) / 2)
 
 
+@pytest.mark.more
 def test_errors(p, x):
     refused = functools.partial(pytest.raises, relax.ArgumentError)
     for position in (TOKENS, -TOKENS - 1):

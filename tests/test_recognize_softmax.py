@@ -146,6 +146,7 @@ def test_a_row_that_is_masked_as_a_whole_is_the_models_own_affair():
     assert np.isfinite(relax.lrp(filled, target=0)(z)).all()
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_float32_softmax_inside_of_half_precision(dtype, arrays):
     """Casts around a softmax belong to it."""

@@ -447,6 +447,7 @@ DIFFERENTIATED = {
 }
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n == "arras_lstm" else pytest.mark.slow) for n in DIFFERENTIATED],
@@ -472,6 +473,7 @@ def test_derivatives_through_a_recurrent_network(name, p, start, rng):
     np.testing.assert_allclose(sum(jnp.vdot(a, d) for a, d in leaves), difference, rtol=1e-4)
 
 
+@pytest.mark.more
 def test_convolutional_lstm(rng):
     """Linen's and Keras': gates held, LRP-0 by the gradient of the cell with its gates held."""
     x = jnp.asarray(rng.normal(size=(1, 3, 5, 5, 2)), jnp.float32)
@@ -502,6 +504,7 @@ def test_convolutional_lstm(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.more
 def test_a_linear_state_space_model_is_its_gradient(rng):
     """S4 with a diagonal complex state, as a scan, an associative scan and a convolution."""
     a = 0.9 * np.exp(1j * rng.uniform(0, 3, size=4))
@@ -534,6 +537,7 @@ def test_a_linear_state_space_model_is_its_gradient(rng):
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.more
 def test_minimal_gru_as_scan_and_as_associative_scan(rng):
     """Gates that depend on the input alone: z takes nothing, in either order of computation."""
     w, v = rng.normal(size=(IN, 4)), rng.normal(size=(IN, 4))

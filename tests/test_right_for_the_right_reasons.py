@@ -122,6 +122,7 @@ def central_difference(f, h=1e-6):
     return (f(h) - f(-h)) / (2 * h)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("loss", [example.penalty, example.disagreement])
 def test_the_derivative_by_gamma_is_a_finite_difference(loss, double):
     params, batch = double
@@ -133,6 +134,7 @@ def test_the_derivative_by_gamma_is_a_finite_difference(loss, double):
     np.testing.assert_allclose(slope, numeric, rtol=1e-5)
 
 
+@pytest.mark.more
 def test_derivatives_by_weights_are_finite_differences(double, rng):
     """In a direction of every weight of the network: nothing is detached on the way back."""
     params, batch = double
@@ -152,6 +154,7 @@ def test_derivatives_by_weights_are_finite_differences(double, rng):
         assert np.abs(slope).max() > 1e-5
 
 
+@pytest.mark.more
 def test_weights_and_gamma_do_not_see_each_other_s_loss(digits):
     """Gamma moves as without a penalty, and the weights as where gamma is not trained."""
     images, labels = (part[:64] for part in digits[0])

@@ -94,6 +94,7 @@ def test_latent_relevance_keeps_its_sharding(params, x):
     close(latent["conv"], relax.lrp(network, target=1, at="conv")(params, x)[1]["conv"])
 
 
+@pytest.mark.more
 def test_resharding_moves_data(params, x):
     """`reshard` hands relevance on as it is."""
 
@@ -163,6 +164,7 @@ def test_shard_map_inside_of_the_function(name, block_params, x):
     assert kinds(inside(True)) == kinds(whole)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "name",
     [
@@ -185,6 +187,7 @@ def test_derivatives_and_vmap_through_a_shard_map(name, block_params, x):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.more
 def test_shard_map_in_a_scan_under_checkpoint(block_params, x):
     whole = lambda p, x: block(p, block(p, x, lambda v: v), lambda v: v)
     got = jax.jit(relax.lrp(inside(True, over_layers=True), rules.Gamma()))(block_params, x)
@@ -230,6 +233,7 @@ def test_a_recurrent_cell_over_devices(name, rule, rng):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.more
 def test_the_first_use_may_stand_inside_of_a_mesh():
     """In a process of its own: what relax loads on first use does not see the user's mesh."""
     code = """
@@ -266,6 +270,7 @@ def test_moves_between_devices(x):
     close(jax.jit(relax.lrp(mapped, rules.Epsilon()))(x), relax.lrp(oracle, rules.Epsilon())(x))
 
 
+@pytest.mark.more
 def test_names_of_mapped_axes(rng):
     """Collectives under vmap, around lrp and inside of the function."""
     w, x = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.normal(size=(5, 4)))

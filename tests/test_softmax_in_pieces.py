@@ -145,6 +145,7 @@ def test_equal_to_the_softmax_in_one_piece(form, rules_, weights, x):
     assert "activation" not in kinds or form is by_reciprocal
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "form",
     [by_segments_behind_the_values, pytest.param(behind_the_values, marks=pytest.mark.slow)],
@@ -189,6 +190,7 @@ def test_shares_of_a_user(weights, x):
         np.testing.assert_allclose(got(weights, x), expected(weights, x), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.more
 def test_segments_of_different_sizes(rng):
     """A graph with a node that nothing reaches, and one that only one other does."""
     receivers = np.array([0, 0, 1, 3, 3, 3])

@@ -33,6 +33,7 @@ def of_gamma(p, x):
 GAMMAS = jnp.linspace(0, 1, 7)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize(
     "batch_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (None, 7))]
 )
@@ -53,6 +54,7 @@ def test_it_is_vmap(batch_size, p, x):
         )
 
 
+@pytest.mark.more
 def test_derivatives_of_what_is_swept_and_of_what_is_not(p, x):
     """Against the sum over separate runs."""
     total = lambda r: jnp.sum(r**3)
@@ -62,6 +64,7 @@ def test_derivatives_of_what_is_swept_and_of_what_is_not(p, x):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), got, want)
 
 
+@pytest.mark.more
 def test_under_vmap_and_with_custom_derivatives(p, x):
     """Around it a batch; a relu keeps its own derivative at zero."""
     one = lambda x: relax.sweep(of_gamma(p, x), batch_size=2)(GAMMAS)
@@ -85,6 +88,7 @@ def test_the_forward_pass_stands_outside_of_the_loop(p, x):
     assert "dot_general" in inside
 
 
+@pytest.mark.more
 def test_thirty_two_gammas_of_vgg16_cost_a_third_of_separate_runs():
     """FLOPs of sweeps of gammas, targets and channels, at most (2 + K) / 2K of K runs."""
     count = 32

@@ -84,6 +84,7 @@ def test_single_sample_batch_and_vmap_agree(table, head):
     np.testing.assert_allclose(batch, jax.vmap(explain, (None, 0))(table, IDS), rtol=1e-12)
 
 
+@pytest.mark.more
 def test_linen_embed_and_latent_relevance():
     """nn.Embed as it is; at= gives the relevance behind the look-up's first layer."""
 

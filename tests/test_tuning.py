@@ -59,6 +59,7 @@ def test_by_grid_it_is_coordinate_ascent(p, x):
     assert f"{float(found.start):.4f} -> {float(found.score):.4f}" in str(found)
 
 
+@pytest.mark.more
 def test_its_rules_are_what_scored(p, x):
     """They go into lrp as they are, also under jit and for another batch, and in the plan."""
     score = near(explained(p, x, 0.8, 0.1))
