@@ -178,10 +178,10 @@ def test_pictures_of_the_idea(tmp_path):
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     import jax
 
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):
+        spec.loader.exec_module(module)  # its arrays are of single precision, as those of a script
         assert module.main(["--output", str(tmp_path)]) == 0
     page = (DOCS / "idea.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"\]\(idea/(\w+\.png)\)", page))
