@@ -154,6 +154,18 @@ def trace(fun: Callable[..., Any], leaves: Sequence[Any]) -> core.ClosedJaxpr:
     return jax.make_jaxpr(lambda *args: fun(*args))(*leaves)
 
 
+def constants(closed: core.ClosedJaxpr) -> Iterator[Any]:
+    """The arrays in a program, and in the calls in it, in order."""
+    yield from closed.consts
+    is_program = lambda a: isinstance(a, core.ClosedJaxpr | core.Jaxpr)
+    for equation in closed.jaxpr.eqns:
+        for held in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program):
+            if isinstance(held, core.Jaxpr):
+                held = core.ClosedJaxpr(held, ())
+            if isinstance(held, core.ClosedJaxpr):
+                yield from constants(held)
+
+
 def hoisted(
     fun: Callable[..., Sequence[Any]], arguments: Sequence[Any]
 ) -> tuple[Callable[..., list[Any]], list[Any], list[Any]]:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from relax._errors import ArgumentError
+from relax._jaxpr import constants
 from relax._paths import path_name
 from relax.rules._base import describe
 
@@ -96,24 +96,8 @@ def _words(a: jax.Array) -> jax.Array:
 def program(function: Any, *shapes: Any) -> str:
     """A digest of all that a function computes: of its jaxpr, and of the arrays in it."""
     closed = jax.make_jaxpr(function)(*shapes)
-    text = str(closed.jaxpr) + str(parameters(list(_constants(closed))))
+    text = str(closed.jaxpr) + str(parameters(list(constants(closed))))
     return _digest(_ID.sub("", OBJECT.sub("", text)).encode())
-
-
-def _constants(closed: core.ClosedJaxpr) -> Iterator[Any]:
-    """The arrays in a program, and in the calls in it, in order."""
-    yield from closed.consts
-    for equation in closed.jaxpr.eqns:
-        held = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program)
-        for inner in held:
-            if isinstance(inner, core.ClosedJaxpr):
-                yield from _constants(inner)
-            elif isinstance(inner, core.Jaxpr):
-                yield from _constants(core.ClosedJaxpr(inner, ()))
-
-
-def _is_program(a: Any) -> bool:
-    return isinstance(a, core.ClosedJaxpr | core.Jaxpr)
 
 
 def rule_of_each_layer(f: Any, rules: Any, params: Any, x: Any) -> dict[str, str]:

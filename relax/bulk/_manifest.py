@@ -129,21 +129,26 @@ def wait_for_stragglers(path: Path) -> None:
     Raises:
       StoreError: one of them lives on.
     """
-    import filelock
-
     end = time.monotonic() + _STRAGGLERS
     for file in sorted(own(path).glob(f"{_LOCK}-*")):
-        straggler = filelock.FileLock(file)
-        try:
-            with straggler.acquire(timeout=0):
-                continue
-        except filelock.Timeout:
-            log.info("waiting for process %s of an earlier run to end", file.name[len(_LOCK) + 1 :])
-        try:
-            with straggler.acquire(timeout=max(0.0, end - time.monotonic())):
-                pass
-        except filelock.Timeout:
+        if _is_free(file, 0.0):
+            continue
+        log.info("waiting for process %s of an earlier run to end", file.name[len(_LOCK) + 1 :])
+        if not _is_free(file, max(0.0, end - time.monotonic())):
             raise StoreError(
                 f"{path} is being written by a process of an earlier run, which has {file.name}.\n"
                 "  Wait for it, or end it first."
-            ) from None
+            )
+
+
+def _is_free(file: Path, seconds: float) -> bool:
+    """Whether nobody has a lock, or gives it back within some seconds."""
+    import filelock
+
+    held = filelock.FileLock(file, timeout=seconds)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        return False
+    held.release()
+    return True

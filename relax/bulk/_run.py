@@ -112,7 +112,7 @@ def _run(prepared: Prepared, files: Files, team: Team, retry: bool) -> Watch:
 
 def _open(files: Files, made_of: dict[str, Any], held: contextlib.ExitStack, team: Team) -> None:
     """The store of this job, locked until the end, with nothing in it that is not of it."""
-    manifest = _manifest.read_manifest(files.path)
+    _manifest.read_manifest(files.path)  # nothing is made in a folder of something else
     files.path.mkdir(parents=True, exist_ok=True)
     held.callback(_manifest.lock(files.path).release)
     team.leave()  # first: who has no lock yet finds that its run is over
